@@ -1,0 +1,244 @@
+"""Graph file -> `ParsedFile`: the file's content as checked data, or every problem of the file at once.
+
+Order of the checks: syntax, single values (`schema`), keys that exclude each other, names and edges
+(`links`), text files. Only broken syntax ends the reading; all other problems are collected.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast, get_args
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from legraph.errors import GraphError, KeyPath, Problem, did_you_mean
+from legraph.links import Link, link_problems
+from legraph.marks import describe
+from legraph.schema import FORMAT_VERSION, MAX_NAME_LENGTH, ChunkSpec, GenerateSpec, GraphFile, PositionPolicy
+from legraph.source import SourceText, read_text_file
+
+_EXPECTED_BY_TYPE = {
+    "string_type": "a string",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "tuple_type": "a list",
+    "model_type": "a mapping",
+}
+_EXPECTED_NAME = "a letter or '_', then letters, digits, '_', '.' or '-'"
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedFile:
+    """A valid graph file. `texts[i]` is the text of chunk i, read from its file where it names one."""
+
+    spec: GraphFile
+    texts: tuple[str, ...]
+    source: SourceText
+
+
+def parse_file(path: str | Path) -> ParsedFile:
+    """Reads and checks a graph file (YAML, TOML or JSON; `-` is standard input).
+
+    Raises:
+        GraphError: with all problems of the file, each with its place.
+    """
+    return parse(SourceText.load(path))
+
+
+def parse(source: SourceText) -> ParsedFile:
+    """Checks the text of a graph file. Raises as `parse_file`."""
+    data, problems = source.read()
+    if not isinstance(data, dict):
+        what = (
+            "the file is empty" if data is None else f"a graph file must be a mapping, not {describe(data)}"
+        )
+        raise GraphError([*problems, Problem(what, "'legraph: 1' and 'chunks:'", source=source.place(()))])
+    data = cast("dict[str, Any]", data)
+    spec = None
+    try:
+        spec = GraphFile.model_validate(data)
+    except ValidationError as error:
+        problems += [_schema_problem(source, data, details) for details in error.errors(include_url=False)]
+    entries = _entries(data)
+    problems += _exclusion_problems(source, entries)
+    problems += _link_problems(source, data, entries)
+    texts, text_problems = _read_texts(source, entries)
+    problems += text_problems
+    if problems or spec is None:
+        raise GraphError(sorted(problems, key=_place_in_file))
+    return ParsedFile(spec, texts, source)
+
+
+def _place_in_file(problem: Problem) -> tuple[int, int]:
+    assert problem.source is not None
+    return problem.source.line or 0, problem.source.column or 0
+
+
+def _entries(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
+    """The chunks that can be looked at further, with their numbers, whatever else is wrong in the file."""
+    chunks = data.get("chunks")
+    if not isinstance(chunks, list):
+        return []
+    numbered = enumerate(cast("list[Any]", chunks))
+    return [(i, cast("dict[str, Any]", entry)) for i, entry in numbered if isinstance(entry, dict)]
+
+
+def _exclusion_problems(source: SourceText, entries: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
+    for i, entry in entries:
+        label = _label(entry)
+        path: KeyPath = ("chunks", i)
+        if "text" in entry and "file" in entry:
+            yield Problem(
+                f"{label} has both 'text' and 'file'",
+                "one of them",
+                source=source.place((*path, "file"), at_key=True),
+            )
+        if "text" not in entry and "file" not in entry:
+            yield Problem(
+                f"{label} has neither 'text' nor 'file'",
+                "one of them",
+                source=source.place(path),
+            )
+        if entry.get("start") is not None and entry.get("end") is not None:
+            yield Problem(
+                f"{label} has both 'start' and 'end'",
+                "one of them: the other follows from the length",
+                source=source.place((*path, "end"), at_key=True),
+            )
+
+
+def _link_problems(
+    source: SourceText, data: dict[str, Any], entries: list[tuple[int, dict[str, Any]]]
+) -> Iterator[Problem]:
+    links = [Link(_string(entry.get("name")), _strings(entry.get("parents"))) for _, entry in entries]
+    for problem in link_problems(links, has_bos=data.get("bos") is True):
+        path: KeyPath = ("chunks", entries[problem.chunk][0])
+        path += ("name",) if problem.parent is None else ("parents", problem.parent)
+        yield Problem(problem.message, problem.expected, problem.hint, source.place(path))
+
+
+def _read_texts(
+    source: SourceText, entries: list[tuple[int, dict[str, Any]]]
+) -> tuple[tuple[str, ...], list[Problem]]:
+    texts, problems = list[str](), list[Problem]()
+    for i, entry in entries:
+        text, file = _string(entry.get("text")), _string(entry.get("file"))
+        if text is None and file:
+            try:
+                text = read_text_file(source.folder / file, file)
+            except GraphError as error:
+                place = source.place(("chunks", i, "file"))
+                problems += [
+                    Problem(problem.message, problem.expected, problem.hint, place)
+                    for problem in error.problems
+                ]
+        texts.append(text or "")
+    return tuple(texts), problems
+
+
+def _schema_problem(source: SourceText, data: dict[str, Any], details: ErrorDetails) -> Problem:
+    """A pydantic error in our words, at its place in the file."""
+    path: KeyPath = details["loc"]
+    kind, value = details["type"], details["input"]
+    key = _key_label(path)
+    place = source.place(path)
+    if kind == "extra_forbidden":
+        known = list(_model_at(path).model_fields)
+        return Problem(
+            f"unknown key {path[-1]!r}",
+            f"one of {', '.join(known)}",
+            did_you_mean(str(path[-1]), known),
+            source.place(path, at_key=True),
+        )
+    if kind == "missing":
+        owner = "the file" if len(path) == 1 else _label(_at(data, path[:-1]))
+        hint = (
+            f"the first line of a graph file is 'legraph: {FORMAT_VERSION}'" if path == ("legraph",) else None
+        )
+        return Problem(f"{owner} has no {path[-1]!r}", hint=hint, source=source.place(path[:-1]))
+    if path == ("legraph",):
+        newer = isinstance(value, int) and value > FORMAT_VERSION
+        return Problem(
+            f"unknown format version {value!r}",
+            f"version {FORMAT_VERSION}",
+            "the file is for a newer legraph: upgrade" if newer else None,
+            place,
+        )
+    if kind in _EXPECTED_BY_TYPE:
+        written = (
+            place.line_text[place.column - 1 :][: place.width] if place.line_text and place.column else ""
+        )
+        quotable = kind == "string_type" and written and not isinstance(value, list | dict)
+        return Problem(
+            f"{key} must be {_EXPECTED_BY_TYPE[kind]}, not {describe(value)}",
+            hint=f'quote it: "{written}"' if quotable else None,
+            source=place,
+        )
+    return Problem(*_value_problem(kind, key, value, details), source=place)
+
+
+def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tuple[str, str, str | None]:
+    """Message, what was expected, and a hint, for a value of the right type that is not allowed."""
+    context = details.get("ctx", {})
+    if kind == "literal_error":
+        return (
+            f"{key} is {value!r}",
+            context["expected"],
+            did_you_mean(str(value), get_args(PositionPolicy)),
+        )
+    if kind == "string_pattern_mismatch":
+        return f"{value!r} cannot be a chunk's name", _EXPECTED_NAME, None
+    if kind == "string_too_long":
+        return f"{key} is {len(value):,} characters long", f"at most {MAX_NAME_LENGTH}", None
+    if kind == "string_too_short":
+        return f"{key} is empty", "a string of at least one character", None
+    if kind == "too_short":
+        return "the graph has no chunks", "at least one chunk", None
+    if kind == "greater_than_equal" and key in ("'start'", "'end'"):
+        return f"{key} is {value}: a position cannot be negative", f"{context['ge']} or more", None
+    bounds = {
+        "greater_than_equal": ("ge", "{} or more"),
+        "greater_than": ("gt", "more than {}"),
+        "less_than_equal": ("le", "{} or less"),
+        "less_than": ("lt", "less than {}"),
+    }
+    if kind in bounds:
+        bound, words = bounds[kind]
+        return f"{key} is {value}", words.format(context[bound]), None
+    return f"{key}: {details['msg']}", describe(value), None
+
+
+def _model_at(path: KeyPath) -> type[BaseModel]:
+    """The model whose keys stand beside the last key of a path."""
+    if "generate" in path[:-1]:
+        return GenerateSpec
+    return ChunkSpec if len(path) > 1 else GraphFile
+
+
+def _key_label(path: KeyPath) -> str:
+    if path[-1:] and isinstance(path[-1], int):
+        return f"entry {path[-1] + 1} of {path[-2]!r}"
+    return repr(path[-1])
+
+
+def _at(data: Any, path: KeyPath) -> Any:
+    for key in path:
+        data = data[key]
+    return data
+
+
+def _label(entry: Any) -> str:
+    name = cast("dict[str, Any]", entry).get("name") if isinstance(entry, dict) else None
+    return f"chunk {name!r}" if isinstance(name, str) else "the chunk"
+
+
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _strings(value: Any) -> list[str | None]:
+    return [_string(part) for part in cast("list[Any]", value)] if isinstance(value, list) else []

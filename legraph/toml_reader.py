@@ -1,0 +1,177 @@
+"""TOML text -> plain data, and where each value stands.
+
+`tomllib` parses but forgets where a valid value stood. The scanner below walks a text that tomllib has
+accepted, so it need not judge anything: it only follows keys, tables and brackets and notes the places.
+It runs only when there is a problem to report.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from bisect import bisect_right
+from typing import Any
+
+from legraph.errors import KeyPath
+from legraph.marks import Mark, Span, TextProblem
+
+_AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
+_BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]+")
+_STRING = re.compile(
+    r'"""(?:[^\\]|\\.)*?"{3,5}' + r"|'''.*?'{3,5}" + r'|"(?:[^"\\\n]|\\.)*"' + r"|'[^'\n]*'", re.DOTALL
+)
+_BARE_VALUE = re.compile(r"[^,\]}#\n]*[^,\]}#\s]")
+
+
+def read_toml(text: str) -> Any:
+    """The data of a TOML text.
+
+    Raises:
+        TextProblem: the text is not TOML, or nests too deeply to be read.
+    """
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        message = str(error)
+        found = _AT.search(message)
+        line, column = _last_place(text)
+        if found and found[1]:
+            line, column = int(found[1]) - 1, int(found[2]) - 1
+        raise TextProblem(f"broken TOML: {_AT.sub('', message)}", line, column) from None
+    except RecursionError:
+        raise TextProblem("nested too deeply", 0, 0, expected="a graph file nests 4 levels deep") from None
+
+
+def toml_marks(text: str) -> dict[KeyPath, Mark]:
+    """The place of every key and value of a text that `read_toml` accepts, by key path."""
+    return _Scanner(text).scan()
+
+
+class _Scanner:
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.at = 0
+        self.marks: dict[KeyPath, Mark] = {}
+        self.array_sizes: dict[KeyPath, int] = {}
+        self.line_starts = [0, *(found.end() for found in re.finditer("\n", text))]
+
+    def scan(self) -> dict[KeyPath, Mark]:
+        table: KeyPath = ()
+        self._skip_blank()
+        while self.at < len(self.text):
+            if self.text[self.at] == "[":
+                table = self._header()
+            else:
+                self._pair(table)
+            self._skip_blank()
+        return self.marks
+
+    def _header(self) -> KeyPath:
+        start = self.at
+        is_array = self.text.startswith("[[", start)
+        self.at += 2 if is_array else 1
+        names, span = self._key()
+        self.at = self.text.index("]", self.at) + (2 if is_array else 1)
+        path: KeyPath = ()
+        for name in names[:-1]:
+            path = self._latest((*path, name))
+        path = (*path, names[-1])
+        if is_array:
+            index = self.array_sizes.get(path, 0)
+            self.array_sizes[path] = index + 1
+            self.marks.setdefault(path, Mark(span, span))
+            path = (*path, index)
+        whole = self._span(start, self.at)
+        self.marks.setdefault(path, Mark(whole, whole))
+        return path
+
+    def _latest(self, path: KeyPath) -> KeyPath:
+        """A table inside an array of tables belongs to the last one opened."""
+        size = self.array_sizes.get(path)
+        return path if size is None else (*path, size - 1)
+
+    def _pair(self, table: KeyPath) -> None:
+        names, key_span = self._key()
+        self.at = self.text.index("=", self.at) + 1
+        path = table
+        for name in names:
+            path = (*path, name)
+            self.marks.setdefault(path, Mark(key_span, key_span))
+        self._value(path, key_span)
+
+    def _key(self) -> tuple[list[str], Span]:
+        """A possibly dotted key; leaves `at` behind it."""
+        self._skip_blank()
+        start, names = self.at, list[str]()
+        while True:
+            self._skip_blank()
+            found = _BARE_KEY.match(self.text, self.at) or _STRING.match(self.text, self.at)
+            assert found is not None
+            names.append(_key_name(found[0]))
+            self.at = end = found.end()
+            self._skip_blank()
+            if not self.text.startswith(".", self.at):
+                return names, self._span(start, end)
+            self.at += 1
+
+    def _value(self, path: KeyPath, key_span: Span | None) -> None:
+        self._skip_blank()
+        start = self.at
+        opening = self.text[start]
+        if opening == "[":
+            self._items(path)
+        elif opening == "{":
+            self._inline_table(path)
+        else:
+            found = _STRING.match(self.text, start) or _BARE_VALUE.match(self.text, start)
+            assert found is not None
+            self.at = found.end()
+        span = self._span(start, self.at)
+        self.marks[path] = Mark(key_span or span, span)
+
+    def _items(self, path: KeyPath) -> None:
+        self.at += 1
+        index = 0
+        while not self._closed("]"):
+            self._value((*path, index), None)
+            index += 1
+
+    def _inline_table(self, path: KeyPath) -> None:
+        self.at += 1
+        while not self._closed("}"):
+            self._pair(path)
+
+    def _closed(self, bracket: str) -> bool:
+        """Skips to the next item; True, with `at` behind the bracket, when there is none."""
+        self._skip_blank()
+        if self.text[self.at] == ",":
+            self.at += 1
+            self._skip_blank()
+        if self.text[self.at] != bracket:
+            return False
+        self.at += 1
+        return True
+
+    def _skip_blank(self) -> None:
+        found = _BLANK.match(self.text, self.at)
+        assert found is not None
+        self.at = found.end()
+
+    def _span(self, start: int, end: int) -> Span:
+        line = bisect_right(self.line_starts, start) - 1
+        line_start = self.line_starts[line]
+        newline = self.text.find("\n", start, end)
+        width = (newline if newline >= 0 else end) - start
+        return Span(line, start - line_start, max(1, width))
+
+
+def _key_name(written: str) -> str:
+    if written[0] not in "\"'":
+        return written
+    return next(iter(tomllib.loads(f"{written} = 0")))
+
+
+def _last_place(text: str) -> tuple[int, int]:
+    lines = text.split("\n")
+    return len(lines) - 1, len(lines[-1])

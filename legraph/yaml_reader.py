@@ -1,0 +1,232 @@
+"""YAML text -> plain data, strictly, and where each value stands.
+
+PyYAML's own loader lets repeated keys overwrite each other in silence, recurses as deep as the text nests,
+and follows aliases that multiply. So the data is built here from libyaml's event stream, in one loop:
+repeated and non-string keys are problems, nesting and aliases are bounded. (It is also ten times faster
+than composing nodes, because nothing is resolved twice.)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from legraph.errors import KeyPath
+from legraph.marks import Mark, Span, TextProblem, describe
+
+MAX_DEPTH = 32
+MAX_VALUES = 5_000_000
+
+_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+_RESOLVER = yaml.resolver.Resolver()
+_CONSTRUCTOR: Any = yaml.constructor.SafeConstructor()
+_TAG = "tag:yaml.org,2002:"
+_SCALAR_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "timestamp")}
+_MERGE_KEY = "<<"
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection whose end has not been read yet."""
+
+    data: dict[str, Any] | list[Any]
+    path: KeyPath
+    anchor: str | None
+    key: str | None = None
+    key_span: Span | None = None
+    key_spans: dict[str, Span] = field(default_factory=dict[str, Span])
+    merges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+    num_values: int = 1
+    height: int = 1
+
+
+class _Builder:
+    """Turns events into data; keeps the collections that are still open on a stack."""
+
+    def __init__(self, marks: dict[KeyPath, Mark] | None) -> None:
+        self.marks = marks
+        self.problems: list[TextProblem] = []
+        self.stack: list[_Open] = []
+        self.root: Any = None
+        self.num_documents = 0
+        # anchor -> data, number of values it expands to, how deep it nests
+        self.anchors: dict[str, tuple[Any, int, int]] = {}
+
+    def feed(self, event: Any) -> None:
+        kind = type(event)
+        if kind is yaml.ScalarEvent:
+            self._scalar(event)
+        elif kind is yaml.SequenceStartEvent:
+            self._open([], event)
+        elif kind is yaml.MappingStartEvent:
+            self._open({}, event)
+        elif kind is yaml.SequenceEndEvent or kind is yaml.MappingEndEvent:
+            self._close()
+        elif kind is yaml.AliasEvent:
+            self._alias(event)
+        elif kind is yaml.DocumentStartEvent:
+            self.num_documents += 1
+            if self.num_documents > 1:
+                raise _refusal("a second YAML document starts here", event, expected="one graph in a file")
+
+    def _scalar(self, event: Any) -> None:
+        top = self.stack[-1] if self.stack else None
+        if top is not None and isinstance(top.data, dict) and top.key is None:
+            self._key(top, event)
+            return
+        value = _scalar_value(event)
+        if event.anchor:
+            self.anchors[event.anchor] = (value, 1, 0)
+        self._place(value, _span(event), 1, 0)
+
+    def _key(self, top: _Open, event: Any) -> None:
+        key, span = _scalar_value(event), _span(event)
+        if not isinstance(key, str):
+            shown = "" if event.value == "" else f" ({event.value} is {describe(key)} in YAML)"
+            self.problems.append(
+                TextProblem(
+                    f"a key must be a string{shown}", span.line, span.column, span.width, "a quoted key"
+                )
+            )
+            key = str(event.value)
+        elif key in top.key_spans and key != _MERGE_KEY:
+            first = top.key_spans[key]
+            self.problems.append(
+                TextProblem(
+                    f"key {key!r} is repeated (first on line {first.line + 1})",
+                    span.line,
+                    span.column,
+                    span.width,
+                    "each key once",
+                )
+            )
+        top.key, top.key_span = key, span
+        top.key_spans.setdefault(key, span)
+
+    def _open(self, data: dict[str, Any] | list[Any], event: Any) -> None:
+        top = self.stack[-1] if self.stack else None
+        if top is not None and isinstance(top.data, dict) and top.key is None:
+            raise _refusal("a key must be a string", event, expected="a quoted key")
+        if len(self.stack) >= MAX_DEPTH:
+            raise _refusal(
+                f"nested deeper than {MAX_DEPTH} levels", event, expected="a graph file nests 4 levels deep"
+            )
+        path = self._child_path()
+        self._mark(path, _span(event))
+        self.stack.append(_Open(data, path, event.anchor))
+
+    def _close(self) -> None:
+        done = self.stack.pop()
+        if isinstance(done.data, dict):
+            for merged in done.merges:
+                for key, value in merged.items():
+                    done.data.setdefault(key, value)
+        if done.anchor:
+            self.anchors[done.anchor] = (done.data, done.num_values, done.height)
+        self._put(done.data, done.num_values, done.height)
+
+    def _alias(self, event: Any) -> None:
+        if any(part.anchor == event.anchor for part in self.stack):
+            raise _refusal(f"alias *{event.anchor} stands inside its own anchor", event)
+        top = self.stack[-1] if self.stack else None
+        if top is not None and isinstance(top.data, dict) and top.key is None:
+            raise _refusal("an alias cannot be a key", event, expected="a quoted key")
+        if event.anchor not in self.anchors:
+            raise _refusal(f"alias *{event.anchor} has no anchor &{event.anchor} before it", event)
+        value, num_values, height = self.anchors[event.anchor]
+        if len(self.stack) + height > MAX_DEPTH:
+            raise _refusal(f"nested deeper than {MAX_DEPTH} levels through aliases", event)
+        if sum(part.num_values for part in self.stack) + num_values > MAX_VALUES:
+            raise _refusal(f"aliases expand to more than {MAX_VALUES:,} values", event)
+        self._place(value, _span(event), num_values, height)
+
+    def _place(self, value: Any, span: Span, num_values: int, height: int) -> None:
+        self._mark(self._child_path(), span)
+        self._put(value, num_values, height)
+
+    def _put(self, value: Any, num_values: int, height: int) -> None:
+        if not self.stack:
+            self.root = value
+            return
+        top = self.stack[-1]
+        top.num_values += num_values
+        top.height = max(top.height, height + 1)
+        if isinstance(top.data, list):
+            top.data.append(value)
+            return
+        assert top.key is not None
+        if top.key == _MERGE_KEY:
+            top.merges.extend(part for part in _as_list(value) if isinstance(part, dict))
+        else:
+            top.data[top.key] = value
+        top.key = None
+
+    def _child_path(self) -> KeyPath:
+        if self.marks is None or not self.stack:
+            return ()
+        top = self.stack[-1]
+        return (*top.path, len(top.data) if isinstance(top.data, list) else str(top.key))
+
+    def _mark(self, path: KeyPath, span: Span) -> None:
+        if self.marks is not None:
+            key_span = self.stack[-1].key_span if self.stack else None
+            self.marks.setdefault(path, Mark(key_span or span, span))
+
+
+def read_yaml(text: str, marks: dict[KeyPath, Mark] | None = None) -> tuple[Any, list[TextProblem]]:
+    """The data of a YAML text, and the problems that do not stop the reading (repeated keys, say).
+
+    With `marks`, the place of every value is added to it by key path.
+
+    Raises:
+        TextProblem: broken syntax, nesting deeper than MAX_DEPTH, aliases that multiply, unknown tags.
+    """
+    builder = _Builder(marks)
+    try:
+        for event in yaml.parse(text, Loader=_LOADER):
+            builder.feed(event)
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        message = " ".join(part for part in (error.problem, error.context) if part)
+        line, column = (mark.line, mark.column) if mark else (0, 0)
+        raise TextProblem(f"broken YAML: {message}", line, column) from None
+    except yaml.reader.ReaderError as error:
+        before = text[: error.position]
+        line = before.count("\n")
+        column = len(before) - before.rfind("\n") - 1
+        raise TextProblem(f"broken YAML: {error.reason}", line, column) from None
+    return builder.root, builder.problems
+
+
+def _scalar_value(event: Any) -> Any:
+    tag = event.tag
+    if tag is None or tag == "!":
+        if not event.implicit[0]:
+            return event.value
+        tag = _RESOLVER.resolve(yaml.ScalarNode, event.value, (True, False))
+        if tag == _TAG + "str" or tag == _TAG + "merge":
+            return event.value
+    if tag not in _SCALAR_TAGS:
+        if tag == _TAG + "value":
+            return event.value
+        raise _refusal(f"YAML tag {event.tag!r} is not supported", event, expected="plain values")
+    try:
+        return _CONSTRUCTOR.construct_object(yaml.ScalarNode(tag, event.value))
+    except (ValueError, KeyError, IndexError, yaml.YAMLError):
+        raise _refusal(f"{event.value!r} is not a valid {tag.removeprefix(_TAG)}", event) from None
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _span(event: Any) -> Span:
+    start, end = event.start_mark, event.end_mark
+    return Span(start.line, start.column, max(1, end.column - start.column) if end.line == start.line else 1)
+
+
+def _refusal(message: str, event: Any, expected: str | None = None) -> TextProblem:
+    mark = event.start_mark
+    return TextProblem(message, mark.line, mark.column, expected=expected)
