@@ -1,0 +1,101 @@
+"""Which blocks of the mask hold anything, in closed form.
+
+A block is a square of `block_size` queries by `block_size` keys. Kernels skip empty blocks, run full ones
+without a mask, and apply the mask in partial ones. The number of visible pairs in every block follows from
+geometry: the mask is one rectangle for each stretch of parents (`ChunkMask.intervals`) and one triangle for
+each chunk, so each adds (rows in block) x (columns in block) to the blocks it crosses. Cost O(active blocks
++ chunks + edges); no N x N matrix, not even a row of one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from legraph.mask import ChunkMask, Int64Array
+
+DEFAULT_BLOCK_SIZE = 128
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveBlocks:
+    """The blocks with at least one visible pair, sorted by query block, then key block.
+
+    Attributes:
+        q_block, kv_block: int64 [B], block row and block column.
+        num_pairs: int64 [B], visible pairs in the block, 1..block_size ** 2.
+        num_blocks: blocks on one side of the mask.
+    """
+
+    q_block: Int64Array
+    kv_block: Int64Array
+    num_pairs: Int64Array
+    num_blocks: int
+    block_size: int
+
+    def __len__(self) -> int:
+        return len(self.q_block)
+
+    @property
+    def is_full(self) -> np.ndarray:
+        """bool [B]. A block that sticks out over the last token is never full."""
+        return self.num_pairs == self.block_size**2
+
+
+def active_blocks(mask: ChunkMask, block_size: int = DEFAULT_BLOCK_SIZE) -> ActiveBlocks:
+    """Counts the visible pairs of every block that has any."""
+    num_blocks = -(-mask.num_tokens // block_size)
+    parts = [_rectangle_counts(mask, block_size), _triangle_counts(mask, block_size)]
+    q_block, kv_block, num_pairs = (np.concatenate(columns) for columns in zip(*parts, strict=True))
+    key = q_block * num_blocks + kv_block
+    order = np.argsort(key, kind="stable")
+    key, num_pairs = key[order], num_pairs[order]
+    is_first = np.ones(len(key), dtype=np.bool_)
+    is_first[1:] = key[1:] != key[:-1]
+    firsts = np.flatnonzero(is_first)
+    totals = np.add.reduceat(num_pairs, firsts)
+    return ActiveBlocks(key[firsts] // num_blocks, key[firsts] % num_blocks, totals, num_blocks, block_size)
+
+
+def _rectangle_counts(mask: ChunkMask, size: int) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """(query block, key block, pairs) of every full rectangle: a chunk's queries by a stretch of parents."""
+    intervals = mask.intervals()
+    own_start, own_end = mask.span_offsets[:-1], mask.span_offsets[1:]
+    owner = np.repeat(np.arange(mask.num_chunks), np.diff(intervals.offsets))
+    # The part of the causal stretch before the chunk itself is a rectangle like any other.
+    reaching = np.flatnonzero(intervals.first < own_start)
+    owner = np.concatenate([owner, reaching])
+    k_start = np.concatenate([intervals.starts, intervals.first[reaching]])
+    k_end = np.concatenate([intervals.ends, own_start[reaching]])
+    rect, q_block, num_rows = _cut(own_start[owner], own_end[owner], size)
+    strip, kv_block, num_columns = _cut(k_start[rect], k_end[rect], size)
+    return q_block[strip], kv_block, num_rows[strip] * num_columns
+
+
+def _triangle_counts(mask: ChunkMask, size: int) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """(query block, key block, pairs) of every chunk's own causal triangle."""
+    start, end = mask.span_offsets[:-1], mask.span_offsets[1:]
+    chunk, q_block, num_rows = _cut(start, end, size)
+    # In the blocks before the diagonal one a query sees all the keys of its chunk.
+    q_low = np.maximum(q_block * size, start[chunk])
+    strip, kv_block, num_columns = _cut(start[chunk], q_low, size)
+    off_diagonal = q_block[strip], kv_block, num_rows[strip] * num_columns
+    on_diagonal = q_block, q_block, num_rows * (num_rows + 1) // 2
+    q, kv, pairs = (np.concatenate(columns) for columns in zip(off_diagonal, on_diagonal, strict=True))
+    return q, kv, pairs
+
+
+def _cut(start: Int64Array, end: Int64Array, size: int) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Cuts each range [start, end) at the multiples of `size`.
+
+    Returns, for each piece: the index of its range, its block, its length. Empty ranges give no piece.
+    """
+    first = start // size
+    num_pieces = np.where(end > start, (end - 1) // size - first + 1, 0)
+    index = np.repeat(np.arange(len(start)), num_pieces)
+    before = np.cumsum(num_pieces) - num_pieces
+    block = first[index] + np.arange(len(index)) - before[index]
+    low = np.maximum(start[index], block * size)
+    high = np.minimum(end[index], (block + 1) * size)
+    return index, block, high - low

@@ -1,0 +1,144 @@
+"""Graph + token counts -> `Layout`: where every chunk's tokens lie, and which position ids they have.
+
+Knows nothing of token ids or tokenizers; numpy only. Cost O(tokens + chunks + edges).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from legraph.blocks import active_blocks
+from legraph.errors import count
+from legraph.graph import Graph, GraphChunk
+from legraph.mask import ChunkMask, Int64Array
+from legraph.schema import PositionPolicy
+
+TokenOrder = Literal["declared", "locality"]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Tokens of a graph in token order.
+
+    Attributes:
+        order: int64 [K], index into `graph.chunks` of the i-th chunk in token order.
+        mask: spans and parents in token order.
+        position_ids: int64 [N].
+    """
+
+    order: Int64Array
+    mask: ChunkMask
+    position_ids: Int64Array
+
+
+class PositionError(Exception):
+    """Chunk number `chunk` (in declared order) would start at a negative position; `end` is too small."""
+
+    def __init__(self, chunk: int, message: str) -> None:
+        super().__init__(message)
+        self.chunk = chunk
+
+
+def build_layout(graph: Graph, lengths: Int64Array, order: TokenOrder = "declared") -> Layout:
+    """Lays a graph out.
+
+    Args:
+        lengths: int64 [K], number of tokens of each chunk, in declared order.
+        order: "declared" is the stable topological order; "locality" puts a chunk next to its parents where
+            that leaves fewer active blocks, and is never worse than "declared" by that count.
+
+    Raises:
+        PositionError: a chunk's `end` is smaller than its length.
+    """
+    chosen = graph.order()
+    mask = _structure(graph, lengths, chosen)
+    if order == "locality":
+        other = _depth_first_order(graph)
+        other_mask = _structure(graph, lengths, other)
+        if len(active_blocks(other_mask)) < len(active_blocks(mask)):
+            chosen, mask = other, other_mask
+    starts = _starts(graph, lengths, chosen)
+    in_order = lengths[chosen]
+    position_ids = np.arange(mask.num_tokens) + np.repeat(starts - mask.span_offsets[:-1], in_order)
+    return Layout(np.asarray(chosen, dtype=np.int64), mask, position_ids)
+
+
+def start_after(ends: Sequence[int], policy: PositionPolicy, next_flat: int) -> int:
+    """First position of a chunk without `start` or `end`.
+
+    Args:
+        ends: for each parent, the position just past its last token.
+        next_flat: the position just past everything before it in token order.
+    """
+    if policy == "causal":
+        return max(ends, default=0)
+    return next_flat if policy == "flat" else 0
+
+
+def _structure(graph: Graph, lengths: Int64Array, order: list[int]) -> ChunkMask:
+    place = np.empty(len(order), dtype=np.int64)
+    place[order] = np.arange(len(order))
+    parents = [np.sort(place[list(graph.chunks[i].parents)]) for i in order]
+    span_offsets = _offsets(lengths[order])
+    parent_offsets = _offsets(np.array([len(row) for row in parents], dtype=np.int64))
+    indices = np.concatenate(parents) if parents else np.empty(0)
+    return ChunkMask(span_offsets, parent_offsets, indices.astype(np.int64))
+
+
+def _offsets(sizes: Int64Array) -> Int64Array:
+    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
+    np.cumsum(sizes, out=offsets[1:])
+    return offsets
+
+
+def _starts(graph: Graph, lengths: Int64Array, order: list[int]) -> Int64Array:
+    """First position of every chunk, in token order."""
+    has_child = {parent for chunk in graph.chunks for parent in chunk.parents}
+    starts = np.zeros(len(order), dtype=np.int64)
+    end_of = [0] * len(order)
+    next_flat = 0
+    for at, i in enumerate(order):
+        chunk, length = graph.chunks[i], int(lengths[i])
+        start = _explicit_start(i, chunk, length)
+        if start is None:
+            start = start_after([end_of[parent] for parent in chunk.parents], graph.positions, next_flat)
+        starts[at] = start
+        end_of[i] = start + length
+        next_flat += length
+        if chunk.generate is not None and i in has_child:
+            # What is generated here comes before the children in flat order too, so its room is kept.
+            next_flat += chunk.generate.max_new_tokens
+    return starts
+
+
+def _explicit_start(i: int, chunk: GraphChunk, length: int) -> int | None:
+    if chunk.start is not None:
+        return chunk.start
+    if chunk.end is None:
+        return None
+    if chunk.end < length:
+        message = f"chunk {chunk.name!r} has {count(length, 'token')}, so its first position would be "
+        raise PositionError(i, f"{message}{chunk.end - length}: a position cannot be negative")
+    return chunk.end - length
+
+
+def _depth_first_order(graph: Graph) -> list[int]:
+    """Topological order that finishes one chunk's ancestors before it turns to the next leaf."""
+    order, placed = list[int](), [False] * len(graph.chunks)
+    for leaf in graph.leaves():
+        stack = [(leaf, iter(graph.chunks[leaf].parents))]
+        while stack:
+            i, parents = stack[-1]
+            parent = next((parent for parent in parents if not placed[parent]), None)
+            if parent is not None:
+                stack.append((parent, iter(graph.chunks[parent].parents)))
+                continue
+            stack.pop()
+            if not placed[i]:
+                placed[i] = True
+                order.append(i)
+    return order
