@@ -1,0 +1,225 @@
+"""Graph -> bundle: the compiler, and its two ways in, a graph file and `Chunk` objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import Any
+
+from legraph import __version__
+from legraph.bundle import Bundle, BundleMeta
+from legraph.errors import GraphError, Problem, count
+from legraph.graph import Generate, Graph, GraphChunk, build_graph
+from legraph.layout import Layout, PositionError, TokenOrder, build_layout
+from legraph.links import Link, link_problems
+from legraph.parse import parse_file
+from legraph.schema import BOS_NAME, ChunkSpec, PositionPolicy
+from legraph.tokens import check_tokenizer, fingerprint, load_tokenizer, tokenize, tokenizer_id
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Chunk:
+    """A chunk built in Python: the twin of a chunk in a graph file.
+
+    It attends causally to itself and fully to its direct parents, to nothing else.
+
+    Attributes:
+        text: the text; special tokens written in it are recognised.
+        parents: the chunks it sees in full.
+        name: unique in its graph; without one it is called chunk0, chunk1, ... in order of collection.
+        start, end: position id of its first token, or just past its last text token; not both.
+        generate: let the model continue it.
+    """
+
+    text: str
+    _: KW_ONLY
+    parents: Sequence[Chunk] = ()
+    name: str | None = None
+    start: int | None = None
+    end: int | None = None
+    generate: Generate | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parents", tuple(self.parents))
+
+
+def compile_file(
+    path: str | Path,
+    tokenizer: Any = None,
+    *,
+    order: TokenOrder = "declared",
+    advance: Callable[[int], object] = lambda done: None,
+) -> Bundle:
+    """Compiles a graph file (YAML, TOML or JSON; `-` is standard input).
+
+    Args:
+        tokenizer: a Hugging Face fast tokenizer, a path or hub id; None takes the file's own, and the
+            `bytes` tokenizer that ships with legraph if the file names none.
+        order: "declared", or "locality" to let the compiler choose another topological order.
+        advance: called with the number of chunks tokenized since the last call.
+
+    Raises:
+        GraphError: all problems of the file.
+        TokenizerError: the tokenizer cannot be loaded or used.
+    """
+    return compile_graph(build_graph(parse_file(path)), tokenizer, order=order, advance=advance)
+
+
+def compile_chunks(
+    leaves: Sequence[Chunk],
+    tokenizer: Any = None,
+    *,
+    positions: PositionPolicy = "causal",
+    bos: bool = False,
+    order: TokenOrder = "declared",
+) -> Bundle:
+    """Compiles chunks built in Python. The ancestors of `leaves` are collected, parents before children.
+
+    Raises:
+        GraphError, TokenizerError: as `compile_file`.
+    """
+    return compile_graph(graph_of(leaves, positions, bos), tokenizer, order=order)
+
+
+def graph_of(leaves: Sequence[Chunk], positions: PositionPolicy = "causal", bos: bool = False) -> Graph:
+    """The graph of some chunks and all their ancestors.
+
+    Raises:
+        GraphError: names that repeat or are not allowed, both start and end, negative positions, no chunk.
+    """
+    chunks = _collect(leaves)
+    names = _names(chunks)
+    name_of = dict(zip(chunks, names, strict=True))
+    links = [Link(name_of[chunk], [name_of[parent] for parent in chunk.parents]) for chunk in chunks]
+    problems = [Problem(found.message, found.expected, found.hint) for found in link_problems(links, bos)]
+    for chunk, name in name_of.items():
+        problems += _chunk_problems(chunk, name)
+    if not chunks:
+        problems.append(Problem("the graph has no chunks", "at least one chunk"))
+    if problems:
+        raise GraphError(problems)
+    shift = 1 if bos else 0
+    index_of = {chunk: i + shift for i, chunk in enumerate(chunks)}
+    roots = (0,) if bos else ()
+    compiled = [GraphChunk(BOS_NAME, None)] if bos else []
+    for chunk, name in name_of.items():
+        parents = roots + tuple(index_of[parent] for parent in chunk.parents)
+        compiled.append(GraphChunk(name, chunk.text, parents, chunk.start, chunk.end, chunk.generate))
+    return Graph(tuple(compiled), positions)
+
+
+def compile_graph(
+    graph: Graph,
+    tokenizer: Any = None,
+    *,
+    order: TokenOrder = "declared",
+    advance: Callable[[int], object] = lambda done: None,
+) -> Bundle:
+    """Compiles a graph. Arguments and errors as `compile_file`."""
+    if tokenizer is None or isinstance(tokenizer, str | Path):
+        tokenizer = load_tokenizer(str(tokenizer) if tokenizer is not None else graph.tokenizer)
+    else:
+        check_tokenizer(tokenizer)
+    tokens = tokenize(graph, tokenizer, advance)
+    lengths = tokens.lengths()
+    empty = [i for i in range(len(graph.chunks)) if lengths[i] == 0]
+    if empty:
+        raise GraphError([_empty_problem(graph, i) for i in empty])
+    try:
+        layout = build_layout(graph, lengths, order)
+    except PositionError as error:
+        raise GraphError(_position_problem(graph, error, int(lengths[error.chunk]))) from None
+    return _bundle(graph, layout, tokens.in_order(layout.order), tokenizer)
+
+
+def _bundle(graph: Graph, layout: Layout, input_ids: Any, tokenizer: Any) -> Bundle:
+    meta = BundleMeta(
+        legraph_version=__version__,
+        tokenizer=tokenizer_id(tokenizer),
+        tokenizer_fingerprint=fingerprint(tokenizer),
+        source_sha256=graph.sha256(),
+        positions=graph.positions,
+        pinned=frozenset(
+            chunk.name for chunk in graph.chunks if chunk.start is not None or chunk.end is not None
+        ),
+        generate={chunk.name: chunk.generate for chunk in graph.chunks if chunk.generate is not None},
+    )
+    names = tuple(graph.chunks[int(i)].name for i in layout.order.tolist())
+    return Bundle(input_ids, layout.position_ids, names, layout.mask, meta)
+
+
+def _collect(leaves: Sequence[Chunk]) -> list[Chunk]:
+    """The chunks and their ancestors: depth first, parents in their listed order before the child."""
+    collected = dict[Chunk, None]()
+    for leaf in leaves:
+        stack = [(leaf, iter(leaf.parents))]
+        while stack:
+            chunk, parents = stack[-1]
+            parent = next((parent for parent in parents if parent not in collected), None)
+            if parent is not None:
+                stack.append((parent, iter(parent.parents)))
+                continue
+            stack.pop()
+            collected[chunk] = None
+    return list(collected)
+
+
+def _names(chunks: Sequence[Chunk]) -> list[str]:
+    """Given names, and chunk0, chunk1, ... for the rest. Never made from the text: texts repeat."""
+    taken = {chunk.name for chunk in chunks}
+    names = list[str]()
+    number = 0
+    for chunk in chunks:
+        name = chunk.name
+        while name is None:
+            candidate = f"chunk{number}"
+            number += 1
+            name = None if candidate in taken else candidate
+        names.append(name)
+    return names
+
+
+def _chunk_problems(chunk: Chunk, name: str) -> list[Problem]:
+    """What the file format's own rules say of one chunk."""
+    from pydantic import ValidationError
+
+    problems = list[Problem]()
+    if chunk.start is not None and chunk.end is not None:
+        problems.append(
+            Problem(
+                f"chunk {name!r} has both start and end", "one of them: the other follows from the length"
+            )
+        )
+    try:
+        ChunkSpec(name=name, text=chunk.text, start=chunk.start, end=chunk.end)
+    except ValidationError as error:
+        for details in error.errors(include_url=False):
+            problems.append(Problem(f"chunk {name!r}: {details['loc'][0]}: {details['msg']}"))
+    return problems
+
+
+def _empty_problem(graph: Graph, i: int) -> Problem:
+    name = graph.chunks[i].name
+    return Problem(
+        f"chunk {name!r} gives no token",
+        expected="a text that the tokenizer turns into at least one token",
+        source=_place(graph, i, "text", "file"),
+    )
+
+
+def _position_problem(graph: Graph, error: PositionError, length: int) -> Problem:
+    expected = f"'end' of {length} or more, since the text has {count(length, 'token')}"
+    return Problem(str(error), expected, source=_place(graph, error.chunk, "end"))
+
+
+def _place(graph: Graph, i: int, *keys: str) -> Any:
+    """Where the first of `keys` that chunk i has stands in the graph's file, if it has one."""
+    if graph.source is None:
+        return None
+    declared = i - 1 if graph.chunks[0].text is None else i
+    places = [graph.source.place(("chunks", declared, key)) for key in keys]
+    whole = graph.source.place(("chunks", declared))
+    return next(
+        (place for place in places if (place.line, place.column) != (whole.line, whole.column)), whole
+    )
