@@ -51,7 +51,7 @@ class Source:
             return None
         at = self.column - 1
         cut = max(0, at - MAX_LINE_DRAWN // 2)
-        shown = self.line_text[cut : cut + MAX_LINE_DRAWN]
+        shown = "".join(map(_drawable, self.line_text[cut : cut + MAX_LINE_DRAWN]))
         # A tab keeps its width under the caret only if the caret line has it too.
         indent = "".join("\t" if char == "\t" else " " for char in shown[: at - cut])
         carets = "^" * max(1, min(self.width, len(shown) - (at - cut)))
@@ -129,6 +129,11 @@ class TokenizerError(RunError):
 
 class ModelError(RunError):
     """A model could not be loaded, cannot honour the graph's attention, or ran out of memory."""
+
+
+def _drawable(char: str) -> str:
+    """A control character in a file must not reach the terminal."""
+    return char if char.isprintable() or char == "\t" else "\N{REPLACEMENT CHARACTER}"
 
 
 def did_you_mean(word: str, known: Sequence[str]) -> str | None:

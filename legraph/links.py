@@ -16,6 +16,8 @@ from legraph.errors import did_you_mean
 from legraph.schema import BOS_NAME
 
 MAX_CYCLE_NAMES_DRAWN = 12
+# Each cycle costs a walk over the graph.
+MAX_CYCLES_REPORTED = 20
 
 
 class Link(NamedTuple):
@@ -62,9 +64,7 @@ def link_problems(links: Sequence[Link], has_bos: bool) -> list[LinkProblem]:
         else:
             index_by_name[link.name] = i
     edges = [_checked_parents(i, link, index_by_name, has_bos, problems) for i, link in enumerate(links)]
-    order = topological_order(edges)
-    if len(order) < len(links):
-        problems.append(_cycle_problem(links, edges, set(order)))
+    problems += _cycle_problems(links, edges)
     return sorted(problems, key=lambda problem: (problem.chunk, problem.parent or 0))
 
 
@@ -128,8 +128,24 @@ def topological_order(edges: Sequence[Sequence[int]]) -> list[int]:
     return order
 
 
-def _cycle_problem(links: Sequence[Link], edges: Sequence[Sequence[int]], placed: set[int]) -> LinkProblem:
-    """Walks from parent to parent among the chunks that have no place in the order until one repeats."""
+def _cycle_problems(links: Sequence[Link], edges: list[list[int]]) -> list[LinkProblem]:
+    """One problem a cycle: each is cut where it is reported, until the rest has an order."""
+    problems = list[LinkProblem]()
+    while len(problems) < MAX_CYCLES_REPORTED:
+        placed = set(topological_order(edges))
+        if len(placed) == len(edges):
+            break
+        cycle = _find_cycle(edges, placed)
+        problems.append(_cycle_problem(links, cycle))
+        edges[cycle[0]].remove(cycle[-1])
+    return problems
+
+
+def _find_cycle(edges: Sequence[Sequence[int]], placed: set[int]) -> list[int]:
+    """Walks from parent to parent among the chunks that have no place in the order until one repeats.
+
+    Returns the cycle from parent to child, the chunk that is declared first in front.
+    """
     i = next(i for i in range(len(edges)) if i not in placed)
     walk, step_of = list[int](), dict[int, int]()
     while i not in step_of:
@@ -139,7 +155,10 @@ def _cycle_problem(links: Sequence[Link], edges: Sequence[Sequence[int]], placed
     # The walk went from child to parent; a reader follows arrows from parent to child.
     cycle = walk[step_of[i] :][::-1]
     first = cycle.index(min(cycle))
-    cycle = cycle[first:] + cycle[:first]
+    return cycle[first:] + cycle[:first]
+
+
+def _cycle_problem(links: Sequence[Link], cycle: Sequence[int]) -> LinkProblem:
     names = [str(links[i].name) for i in [*cycle, cycle[0]]]
     if len(names) > MAX_CYCLE_NAMES_DRAWN:
         left_out = len(names) - MAX_CYCLE_NAMES_DRAWN

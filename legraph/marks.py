@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+# A graph file nests 4 levels deep.
+MAX_DEPTH = 32
+
 
 @dataclass(frozen=True, slots=True)
 class Span:

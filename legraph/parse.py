@@ -62,7 +62,8 @@ def parse(source: SourceText) -> ParsedFile:
     try:
         spec = GraphFile.model_validate(data)
     except ValidationError as error:
-        problems += [_schema_problem(source, data, details) for details in error.errors(include_url=False)]
+        found = [details for details in error.errors(include_url=False) if not _is_echo(details)]
+        problems += [_schema_problem(source, data, details) for details in found]
     entries = _entries(data)
     problems += _exclusion_problems(source, entries)
     problems += _link_problems(source, data, entries)
@@ -97,7 +98,7 @@ def _exclusion_problems(source: SourceText, entries: list[tuple[int, dict[str, A
                 "one of them",
                 source=source.place((*path, "file"), at_key=True),
             )
-        if "text" not in entry and "file" not in entry:
+        elif entry.get("text") is None and entry.get("file") is None:
             yield Problem(
                 f"{label} has neither 'text' nor 'file'",
                 "one of them",
@@ -138,6 +139,11 @@ def _read_texts(
                 ]
         texts.append(text or "")
     return tuple(texts), problems
+
+
+def _is_echo(details: ErrorDetails) -> bool:
+    """pydantic counts valid entries only, so to it a list whose every entry is wrong is also too short."""
+    return details["type"] == "too_short" and bool(details["input"])
 
 
 def _schema_problem(source: SourceText, data: dict[str, Any], details: ErrorDetails) -> Problem:

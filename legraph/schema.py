@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FORMAT_VERSION = 1
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.\-]*$"
@@ -21,7 +21,7 @@ Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
 
 
 class Spec(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class GenerateSpec(Spec):
@@ -30,6 +30,7 @@ class GenerateSpec(Spec):
     max_new_tokens: int = Field(
         default=32,
         ge=1,
+        lt=2**31,
         description="Most tokens the model may write in this chunk.",
         examples=[64],
     )
@@ -147,6 +148,14 @@ class GraphFile(Spec):
         description="The chunks, in any order; among chunks that are ready, the first declared comes first.",
         examples=[[{"name": "question", "text": "What does the fox say?"}]],
     )
+
+    @field_validator("legraph", mode="before")
+    @classmethod
+    def _is_whole(cls, version: Any) -> Any:
+        """To Python, True and 1.0 equal 1."""
+        if type(version) is not int:
+            raise ValueError("not a whole number")
+        return version
 
 
 def json_schema() -> dict[str, Any]:

@@ -23,9 +23,14 @@ Syntax = Literal["yaml", "toml"]
 MAX_FILE_BYTES = 64 * 2**20
 STDIN = "-"
 _SYNTAX_BY_SUFFIX: dict[str, Syntax] = {".yaml": "yaml", ".yml": "yaml", ".json": "yaml", ".toml": "toml"}
+# What ends a line, as libyaml (YAML 1.1) and tomllib count them.
+_LINE_BREAKS: dict[Syntax, re.Pattern[str]] = {
+    "yaml": re.compile("\r\n|[\n\r\x85\u2028\u2029]"),
+    "toml": re.compile("\r?\n"),
+}
 # The first line that is neither blank nor a comment tells TOML (`[table]` or `key =`) from YAML.
 _LOOKS_LIKE_TOML = re.compile(
-    r"\A(?:\s|#[^\n]*)*(?:\[[\w.\[\]\"' -]+\]\s*(?:#|$)|[\w.\"'-]+\s*=)", re.MULTILINE
+    r"\A(?:\s|#[^\n]*\n)*(?:\[[\w.\[\]\"' -]+\]\s*(?:#|$)|[\w.\"'-]+\s*=)", re.MULTILINE
 )
 
 
@@ -90,8 +95,8 @@ class SourceText:
         return Problem(problem.message, problem.expected, source=self._source(problem.span))
 
     def _source(self, span: Span, path: KeyPath = ()) -> Source:
-        lines = self.text.split("\n", span.line + 1)
-        line_text = lines[span.line].rstrip("\r") if span.line < len(lines) else ""
+        lines = _LINE_BREAKS[self.syntax].split(self.text, span.line + 1)
+        line_text = lines[span.line] if span.line < len(lines) else ""
         return Source(self.name, span.line + 1, span.column + 1, path, line_text, span.width)
 
 
@@ -110,6 +115,8 @@ def read_text_file(path: Path, shown: str) -> str:
         raise GraphError(f"{shown}: is a folder, not a file") from None
     except OSError as error:
         raise GraphError(f"{shown}: cannot be read: {error.strerror}") from None
+    except ValueError:  # a NUL in the name
+        raise GraphError(f"{shown!r}: cannot be a file's name") from None
 
 
 def decode(raw: bytes, shown: str) -> str:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import re
 import tomllib
 from bisect import bisect_right
-from typing import Any
+from typing import Any, cast
 
 from legraph.errors import KeyPath
-from legraph.marks import Mark, Span, TextProblem
+from legraph.marks import MAX_DEPTH, Mark, Span, TextProblem
 
 _AT = re.compile(r" \(at (?:line (\d+), column (\d+)|end of document)\)$")
 _BLANK = re.compile(r"(?:[ \t\r\n]|#[^\n]*)*")
@@ -28,10 +28,10 @@ def read_toml(text: str) -> Any:
     """The data of a TOML text.
 
     Raises:
-        TextProblem: the text is not TOML, or nests too deeply to be read.
+        TextProblem: the text is not TOML, or nests deeper than MAX_DEPTH.
     """
     try:
-        return tomllib.loads(text)
+        data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         message = str(error)
         found = _AT.search(message)
@@ -40,11 +40,19 @@ def read_toml(text: str) -> Any:
             line, column = int(found[1]) - 1, int(found[2]) - 1
         raise TextProblem(f"broken TOML: {_AT.sub('', message)}", line, column) from None
     except RecursionError:
-        raise TextProblem("nested too deeply", 0, 0, expected="a graph file nests 4 levels deep") from None
+        data = None
+    if data is None or _is_deep(data):
+        # The scanner stops where the depth is exceeded. Up to there tomllib has accepted the text.
+        toml_marks(text)
+    return data
 
 
 def toml_marks(text: str) -> dict[KeyPath, Mark]:
-    """The place of every key and value of a text that `read_toml` accepts, by key path."""
+    """The place of every key and value of a text that `read_toml` accepts, by key path.
+
+    Raises:
+        TextProblem: the text nests deeper than MAX_DEPTH.
+    """
     return _Scanner(text).scan()
 
 
@@ -75,8 +83,11 @@ class _Scanner:
         self.at = self.text.index("]", self.at) + (2 if is_array else 1)
         path: KeyPath = ()
         for name in names[:-1]:
-            path = self._latest((*path, name))
+            path = (*path, name)
+            self.marks.setdefault(path, Mark(span, span))
+            path = self._latest(path)
         path = (*path, names[-1])
+        self._check_depth(path, start)
         if is_array:
             index = self.array_sizes.get(path, 0)
             self.array_sizes[path] = index + 1
@@ -118,6 +129,7 @@ class _Scanner:
     def _value(self, path: KeyPath, key_span: Span | None) -> None:
         self._skip_blank()
         start = self.at
+        self._check_depth(path, start)
         opening = self.text[start]
         if opening == "[":
             self._items(path)
@@ -129,6 +141,12 @@ class _Scanner:
             self.at = found.end()
         span = self._span(start, self.at)
         self.marks[path] = Mark(key_span or span, span)
+
+    def _check_depth(self, path: KeyPath, at: int) -> None:
+        if len(path) > MAX_DEPTH:
+            span = self._span(at, at + 1)
+            message = f"nested deeper than {MAX_DEPTH} levels"
+            raise TextProblem(message, span.line, span.column, expected="a graph file nests 4 levels deep")
 
     def _items(self, path: KeyPath) -> None:
         self.at += 1
@@ -170,6 +188,19 @@ def _key_name(written: str) -> str:
     if written[0] not in "\"'":
         return written
     return next(iter(tomllib.loads(f"{written} = 0")))
+
+
+def _is_deep(data: Any) -> bool:
+    level = [data]
+    for _ in range(MAX_DEPTH + 1):
+        level = [child for part in level for child in _children(part)]
+    return bool(level)
+
+
+def _children(part: Any) -> list[Any]:
+    if isinstance(part, dict):
+        return list(cast("dict[str, Any]", part).values())
+    return cast("list[Any]", part) if isinstance(part, list) else []
 
 
 def _last_place(text: str) -> tuple[int, int]:

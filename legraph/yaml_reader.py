@@ -14,9 +14,8 @@ from typing import Any
 import yaml
 
 from legraph.errors import KeyPath
-from legraph.marks import Mark, Span, TextProblem, describe
+from legraph.marks import MAX_DEPTH, Mark, Span, TextProblem, describe
 
-MAX_DEPTH = 32
 MAX_VALUES = 5_000_000
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -24,6 +23,7 @@ _RESOLVER = yaml.resolver.Resolver()
 _CONSTRUCTOR: Any = yaml.constructor.SafeConstructor()
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "timestamp")}
+_COLLECTION_TAGS = {None, "!", _TAG + "map", _TAG + "seq"}
 _MERGE_KEY = "<<"
 
 
@@ -36,6 +36,7 @@ class _Open:
     anchor: str | None
     key: str | None = None
     key_span: Span | None = None
+    is_merge: bool = False
     key_spans: dict[str, Span] = field(default_factory=dict[str, Span])
     merges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     num_values: int = 1
@@ -83,6 +84,7 @@ class _Builder:
 
     def _key(self, top: _Open, event: Any) -> None:
         key, span = _scalar_value(event), _span(event)
+        top.is_merge = event.value == _MERGE_KEY and event.implicit[0]
         if not isinstance(key, str):
             shown = "" if event.value == "" else f" ({event.value} is {describe(key)} in YAML)"
             self.problems.append(
@@ -91,7 +93,7 @@ class _Builder:
                 )
             )
             key = str(event.value)
-        elif key in top.key_spans and key != _MERGE_KEY:
+        elif key in top.key_spans:
             first = top.key_spans[key]
             self.problems.append(
                 TextProblem(
@@ -109,6 +111,8 @@ class _Builder:
         top = self.stack[-1] if self.stack else None
         if top is not None and isinstance(top.data, dict) and top.key is None:
             raise _refusal("a key must be a string", event, expected="a quoted key")
+        if event.tag not in _COLLECTION_TAGS:
+            raise _unsupported_tag(event)
         if len(self.stack) >= MAX_DEPTH:
             raise _refusal(
                 f"nested deeper than {MAX_DEPTH} levels", event, expected="a graph file nests 4 levels deep"
@@ -157,11 +161,29 @@ class _Builder:
             top.data.append(value)
             return
         assert top.key is not None
-        if top.key == _MERGE_KEY:
-            top.merges.extend(part for part in _as_list(value) if isinstance(part, dict))
+        if top.is_merge:
+            self._merge(top, value)
         else:
             top.data[top.key] = value
         top.key = None
+
+    def _merge(self, top: _Open, value: Any) -> None:
+        for part in _as_list(value):
+            if isinstance(part, dict):
+                top.merges.append(part)
+            else:
+                assert top.key_span is not None
+                span = top.key_span
+                message = f"{_MERGE_KEY!r} merges mappings, not {describe(part)}"
+                self.problems.append(
+                    TextProblem(
+                        message,
+                        span.line,
+                        span.column,
+                        span.width,
+                        "an alias of a mapping, or a list of them",
+                    )
+                )
 
     def _child_path(self) -> KeyPath:
         if self.marks is None or not self.stack:
@@ -193,7 +215,8 @@ def read_yaml(text: str, marks: dict[KeyPath, Mark] | None = None) -> tuple[Any,
         line, column = (mark.line, mark.column) if mark else (0, 0)
         raise TextProblem(f"broken YAML: {message}", line, column) from None
     except yaml.reader.ReaderError as error:
-        before = text[: error.position]
+        # libyaml counts bytes.
+        before = text.encode()[: error.position].decode(errors="ignore")
         line = before.count("\n")
         column = len(before) - before.rfind("\n") - 1
         raise TextProblem(f"broken YAML: {error.reason}", line, column) from None
@@ -211,9 +234,9 @@ def _scalar_value(event: Any) -> Any:
     if tag not in _SCALAR_TAGS:
         if tag == _TAG + "value":
             return event.value
-        raise _refusal(f"YAML tag {event.tag!r} is not supported", event, expected="plain values")
+        raise _unsupported_tag(event)
     try:
-        return _CONSTRUCTOR.construct_object(yaml.ScalarNode(tag, event.value))
+        return _CONSTRUCTOR.yaml_constructors[tag](_CONSTRUCTOR, yaml.ScalarNode(tag, event.value))
     except (ValueError, KeyError, IndexError, yaml.YAMLError):
         raise _refusal(f"{event.value!r} is not a valid {tag.removeprefix(_TAG)}", event) from None
 
@@ -225,6 +248,10 @@ def _as_list(value: Any) -> list[Any]:
 def _span(event: Any) -> Span:
     start, end = event.start_mark, event.end_mark
     return Span(start.line, start.column, max(1, end.column - start.column) if end.line == start.line else 1)
+
+
+def _unsupported_tag(event: Any) -> TextProblem:
+    return _refusal(f"YAML tag {event.tag!r} is not supported", event, expected="plain values")
 
 
 def _refusal(message: str, event: Any, expected: str | None = None) -> TextProblem:
