@@ -23,7 +23,7 @@ from legraph.bundle import Bundle, BundleMeta, MaskMode
 from legraph.errors import BundleError
 from legraph.graph import Generate
 from legraph.mask import ChunkMask
-from legraph.schema import NAME_PATTERN, PositionPolicy
+from legraph.schema import NAME_PATTERN, GenerateSpec, PositionPolicy
 
 BUNDLE_VERSION = 1
 SUFFIXES = (".npz", ".pt")
@@ -32,6 +32,7 @@ MAX_AUTO_DENSE_TOKENS = 4096
 _INT_KEYS = ("input_ids", "position_ids", "span_offsets", "parent_offsets", "parent_indices")
 _REQUIRED_KEYS = {*_INT_KEYS, "span_names", "meta"}
 _DENSE_CHECK_ROWS = 1024
+_WRONG_META = "'meta' does not hold what a bundle of its version holds"
 
 
 def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
@@ -159,7 +160,7 @@ def _checked_names(names: Any) -> tuple[str, ...]:
         raise _InvalidError("'span_names' is not a list of strings")
     names = cast("list[Any]", names)
     for name in names:
-        if not isinstance(name, str) or not re.match(NAME_PATTERN, name):
+        if not isinstance(name, str) or not re.fullmatch(NAME_PATTERN, name):
             raise _InvalidError(f"{name!r} cannot be a chunk's name")
     if len(set(names)) != len(names):
         raise _InvalidError("two chunks have the same name")
@@ -170,9 +171,20 @@ def _check_structure(mask: ChunkMask, num_chunks: int, num_tokens: int) -> None:
     spans, rows, parents = mask.span_offsets, mask.parent_offsets, mask.parent_indices
     if num_chunks == 0:
         raise _InvalidError("has no chunks")
-    if len(spans) != num_chunks + 1 or spans[0] != 0 or spans[-1] != num_tokens or (np.diff(spans) < 1).any():
+    # Neighbours are compared, not subtracted: the difference of two int64 may overflow.
+    if (
+        len(spans) != num_chunks + 1
+        or spans[0] != 0
+        or spans[-1] != num_tokens
+        or (spans[1:] <= spans[:-1]).any()
+    ):
         raise _InvalidError(f"'span_offsets' does not cut {num_tokens} tokens into {num_chunks} chunks")
-    if len(rows) != num_chunks + 1 or rows[0] != 0 or rows[-1] != len(parents) or (np.diff(rows) < 0).any():
+    if (
+        len(rows) != num_chunks + 1
+        or rows[0] != 0
+        or rows[-1] != len(parents)
+        or (rows[1:] < rows[:-1]).any()
+    ):
         raise _InvalidError("'parent_offsets' does not fit 'parent_indices'")
     children = np.repeat(np.arange(num_chunks), np.diff(rows))
     if (parents < 0).any() or (parents >= children).any():
@@ -202,21 +214,32 @@ def _meta_from_json(text: Any) -> BundleMeta:
     try:
         content = json.loads(text)
         version = content.pop("format_version")
-    except (TypeError, ValueError, KeyError, AttributeError):
+    except (TypeError, ValueError, KeyError, AttributeError, RecursionError):
         raise _InvalidError("is not a legraph bundle: 'meta' is not what legraph writes") from None
-    if not isinstance(version, int) or version > BUNDLE_VERSION:
+    if type(version) is not int or version < 1:
+        raise _InvalidError("is not a legraph bundle: 'meta' is not what legraph writes")
+    if version > BUNDLE_VERSION:
         raise _InvalidError(
             f"is a bundle of format version {version}; this legraph reads up to {BUNDLE_VERSION}: "
             "upgrade legraph"
         )
     try:
         generate = {
-            name: Generate(**(settings | {"stop": tuple(settings["stop"])}))
+            name: Generate.from_spec(GenerateSpec.model_validate(settings))
             for name, settings in content.pop("generate").items()
         }
         meta = BundleMeta(**content | {"pinned": frozenset(content["pinned"]), "generate": generate})
-    except (TypeError, KeyError, AttributeError):
-        raise _InvalidError("'meta' does not hold what a bundle of its version holds") from None
+    except (TypeError, ValueError, KeyError, AttributeError):
+        raise _InvalidError(_WRONG_META) from None
+    texts = (
+        meta.legraph_version,
+        meta.tokenizer,
+        meta.tokenizer_fingerprint,
+        meta.source_sha256,
+        *meta.pinned,
+    )
+    if not all(isinstance(text, str) for text in texts):
+        raise _InvalidError(_WRONG_META)
     if meta.positions not in get_args(PositionPolicy):
         raise _InvalidError(f"unknown position policy {meta.positions!r} in 'meta'")
     return meta

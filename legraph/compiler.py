@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, dataclass
+from dataclasses import KW_ONLY, asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from legraph import __version__
 from legraph.bundle import Bundle, BundleMeta
-from legraph.errors import GraphError, Problem, count
+from legraph.errors import GraphError, Problem, count, did_you_mean
 from legraph.graph import Generate, Graph, GraphChunk, build_graph
-from legraph.layout import Layout, PositionError, TokenOrder, build_layout
+from legraph.layout import Layout, TokenOrder, build_layout, negative_starts
 from legraph.links import Link, link_problems
 from legraph.parse import parse_file
 from legraph.schema import BOS_NAME, ChunkSpec, PositionPolicy
@@ -97,6 +97,15 @@ def graph_of(leaves: Sequence[Chunk], positions: PositionPolicy = "causal", bos:
         problems += _chunk_problems(chunk, name)
     if not chunks:
         problems.append(Problem("the graph has no chunks", "at least one chunk"))
+    if positions not in get_args(PositionPolicy):
+        policies = get_args(PositionPolicy)
+        problems.append(
+            Problem(
+                f"positions is {positions!r}",
+                f"one of {', '.join(policies)}",
+                did_you_mean(positions, policies),
+            )
+        )
     if problems:
         raise GraphError(problems)
     shift = 1 if bos else 0
@@ -123,13 +132,12 @@ def compile_graph(
         check_tokenizer(tokenizer)
     tokens = tokenize(graph, tokenizer, advance)
     lengths = tokens.lengths()
-    empty = [i for i in range(len(graph.chunks)) if lengths[i] == 0]
-    if empty:
-        raise GraphError([_empty_problem(graph, i) for i in empty])
-    try:
-        layout = build_layout(graph, lengths, order)
-    except PositionError as error:
-        raise GraphError(_position_problem(graph, error, int(lengths[error.chunk]))) from None
+    problems = [(i, _empty_problem(graph, i)) for i in range(len(graph.chunks)) if lengths[i] == 0]
+    for i, start in negative_starts(graph, lengths).items():
+        problems.append((i, _position_problem(graph, i, int(lengths[i]), start)))
+    if problems:
+        raise GraphError(problem for _, problem in sorted(problems, key=lambda found: found[0]))
+    layout = build_layout(graph, lengths, order)
     return _bundle(graph, layout, tokens.in_order(layout.order), tokenizer)
 
 
@@ -192,10 +200,19 @@ def _chunk_problems(chunk: Chunk, name: str) -> list[Problem]:
             )
         )
     try:
-        ChunkSpec(name=name, text=chunk.text, start=chunk.start, end=chunk.end)
+        ChunkSpec.model_validate(
+            {
+                "name": name,
+                "text": chunk.text,
+                "start": chunk.start,
+                "end": chunk.end,
+                "generate": asdict(chunk.generate) if chunk.generate else None,
+            }
+        )
     except ValidationError as error:
         for details in error.errors(include_url=False):
-            problems.append(Problem(f"chunk {name!r}: {details['loc'][0]}: {details['msg']}"))
+            key = ".".join(map(str, details["loc"]))
+            problems.append(Problem(f"chunk {name!r}: {key}: {details['msg']}"))
     return problems
 
 
@@ -208,9 +225,14 @@ def _empty_problem(graph: Graph, i: int) -> Problem:
     )
 
 
-def _position_problem(graph: Graph, error: PositionError, length: int) -> Problem:
-    expected = f"'end' of {length} or more, since the text has {count(length, 'token')}"
-    return Problem(str(error), expected, source=_place(graph, error.chunk, "end"))
+def _position_problem(graph: Graph, i: int, length: int, start: int) -> Problem:
+    name = graph.chunks[i].name
+    return Problem(
+        f"chunk {name!r} has {count(length, 'token')}, so its first position would be {start}: "
+        "a position cannot be negative",
+        expected=f"'end' of {length} or more",
+        source=_place(graph, i, "end"),
+    )
 
 
 def _place(graph: Graph, i: int, *keys: str) -> Any:

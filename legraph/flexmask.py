@@ -2,7 +2,7 @@
 
 Run side: imports torch. The mask_mod is always the same code with the graph in tensors, so that another
 graph does not mean another compilation; only the number of search steps (log2 of the most stretches a
-chunk sees) is part of the code.
+chunk sees, rounded up to one of a few numbers) is part of the code.
 """
 
 from __future__ import annotations
@@ -18,6 +18,9 @@ from legraph.blocks import DEFAULT_BLOCK_SIZE, ActiveBlocks, active_blocks
 from legraph.mask import ChunkMask, Int64Array
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
+
+# Each number of search steps is compiled once in a process; torch gives up after 8 versions of a function.
+_SEARCH_STEPS = (0, 3, 8, 24)
 
 
 def mask_mod(
@@ -37,7 +40,7 @@ def mask_mod(
     intervals = mask.intervals()
     lengths = np.diff(mask.span_offsets)
     num_stretches = np.diff(intervals.offsets)
-    steps = intervals.max_per_chunk().bit_length()
+    steps = next(steps for steps in _SEARCH_STEPS if intervals.max_per_chunk() < 2**steps)
     # One stretch past the end that sees nothing, for queries that have none and for the search's upper end.
     never = mask.num_tokens + 1
     as_tensor = _tensor_maker(device)

@@ -12,7 +12,6 @@ from typing import Literal
 import numpy as np
 
 from legraph.blocks import active_blocks
-from legraph.errors import count
 from legraph.graph import Graph, GraphChunk
 from legraph.mask import ChunkMask, Int64Array
 from legraph.schema import PositionPolicy
@@ -35,24 +34,14 @@ class Layout:
     position_ids: Int64Array
 
 
-class PositionError(Exception):
-    """Chunk number `chunk` (in declared order) would start at a negative position; `end` is too small."""
-
-    def __init__(self, chunk: int, message: str) -> None:
-        super().__init__(message)
-        self.chunk = chunk
-
-
 def build_layout(graph: Graph, lengths: Int64Array, order: TokenOrder = "declared") -> Layout:
     """Lays a graph out.
 
     Args:
-        lengths: int64 [K], number of tokens of each chunk, in declared order.
+        lengths: int64 [K], number of tokens of each chunk, in declared order. No chunk's `end` may be
+            smaller than its length (`negative_starts`).
         order: "declared" is the stable topological order; "locality" puts a chunk next to its parents where
             that leaves fewer active blocks, and is never worse than "declared" by that count.
-
-    Raises:
-        PositionError: a chunk's `end` is smaller than its length.
     """
     chosen = graph.order()
     mask = _structure(graph, lengths, chosen)
@@ -65,6 +54,12 @@ def build_layout(graph: Graph, lengths: Int64Array, order: TokenOrder = "declare
     in_order = lengths[chosen]
     position_ids = np.arange(mask.num_tokens) + np.repeat(starts - mask.span_offsets[:-1], in_order)
     return Layout(np.asarray(chosen, dtype=np.int64), mask, position_ids)
+
+
+def negative_starts(graph: Graph, lengths: Int64Array) -> dict[int, int]:
+    """The chunks (in declared order) whose `end` is smaller than their length, and where they would start."""
+    ends = ((i, chunk.end) for i, chunk in enumerate(graph.chunks) if chunk.end is not None)
+    return {i: end - int(lengths[i]) for i, end in ends if end < lengths[i]}
 
 
 def start_after(ends: Sequence[int], policy: PositionPolicy, next_flat: int) -> int:
@@ -103,7 +98,7 @@ def _starts(graph: Graph, lengths: Int64Array, order: list[int]) -> Int64Array:
     next_flat = 0
     for at, i in enumerate(order):
         chunk, length = graph.chunks[i], int(lengths[i])
-        start = _explicit_start(i, chunk, length)
+        start = _explicit_start(chunk, length)
         if start is None:
             start = start_after([end_of[parent] for parent in chunk.parents], graph.positions, next_flat)
         starts[at] = start
@@ -115,14 +110,10 @@ def _starts(graph: Graph, lengths: Int64Array, order: list[int]) -> Int64Array:
     return starts
 
 
-def _explicit_start(i: int, chunk: GraphChunk, length: int) -> int | None:
-    if chunk.start is not None:
-        return chunk.start
+def _explicit_start(chunk: GraphChunk, length: int) -> int | None:
     if chunk.end is None:
-        return None
-    if chunk.end < length:
-        message = f"chunk {chunk.name!r} has {count(length, 'token')}, so its first position would be "
-        raise PositionError(i, f"{message}{chunk.end - length}: a position cannot be negative")
+        return chunk.start
+    assert chunk.end >= length
     return chunk.end - length
 
 
