@@ -1,0 +1,228 @@
+"""Loads a Hugging Face causal LM, and makes sure that it obeys a graph before anything relies on it.
+
+transformers has hundreds of model classes. Some ignore a 4-D mask, some ignore position ids, some are not
+attention at all; none of them says so. `check_obeys` asks the model itself: it changes a token that must be
+invisible, one that must be visible, and a position, and looks at what the output does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import signature
+from typing import Any
+
+import torch
+
+from legraph.attention import IMPLEMENTATIONS, Attention, dense_form, for_each_layer_kind, within_window
+from legraph.errors import ModelError
+
+# The probe: two one-chunk documents and a question that sees the first one only.
+_PROBE_LENGTH = 6
+_PROBE_SEEN, _PROBE_UNSEEN = slice(0, 2), slice(2, 4)
+# A leak must stay below this share of the effect that a visible change has (rounding of batched kernels).
+_LEAK_SHARE = 1e-3
+
+
+def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any:
+    """Loads a causal LM by path or hub id, in evaluation mode.
+
+    Args:
+        device: a torch device; default the first CUDA device, else the CPU.
+        dtype: a torch dtype's name; "auto" is the checkpoint's own on a GPU and float32 on a CPU.
+
+    Raises:
+        ModelError: it cannot be loaded, has no causal LM class, lacks weights, or does not fit into memory.
+    """
+    from transformers import AutoModelForCausalLM
+
+    target = _device(device)
+    with run_errors(f"loading model {name!r}"):
+        try:
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
+                name, dtype=_dtype(dtype, target), output_loading_info=True
+            )
+            model, report = loaded
+        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
+            lines = str(error).strip().splitlines()
+            raise ModelError(
+                f"model {name!r} cannot be loaded: {lines[0] if lines else type(error).__name__}",
+                "give a folder with config.json and model.safetensors, or a hub id that can be reached here",
+            ) from None
+        missing = sorted(report["missing_keys"])
+        if missing:
+            raise ModelError(
+                f"model {name!r} lacks {len(missing)} of its weights, among them {missing[0]}",
+                "the checkpoint was made for another class of model; use one made for causal language models",
+            )
+        return model.to(target).eval()
+
+
+def _device(name: str | None) -> torch.device:
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        hint = "this torch sees no CUDA device; use --device cpu" if name.startswith("cuda") else None
+        raise ModelError(f"device {name!r} cannot be used here", hint) from None
+    return device
+
+
+def _dtype(name: str, device: torch.device) -> torch.dtype | str:
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else "auto"
+    dtype = getattr(torch, name, None)
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ModelError(f"unknown dtype {name!r}", "use auto, float32, bfloat16 or float16")
+    return dtype
+
+
+@contextmanager
+def run_errors(doing: str) -> Iterator[None]:
+    """Turns what torch raises when memory ends into a `ModelError` that says what to do."""
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"out of memory while {doing}",
+            "use a smaller --dtype (bfloat16), a shorter graph, fewer --max-new-tokens or a larger device",
+        ) from None
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    text = str(error)
+    return "can't allocate memory" in text or "out of memory" in text.lower()
+
+
+def use_attention(model: Any, attn: Attention) -> None:
+    """Switches the model to an attention implementation.
+
+    Raises:
+        ModelError: the model's class does not offer it.
+    """
+    wanted = IMPLEMENTATIONS[attn]
+    if model.config._attn_implementation == wanted:
+        return
+    try:
+        model.set_attn_implementation(wanted)
+    except (ValueError, ImportError, AttributeError) as error:
+        raise _cannot_use(model, attn, str(error).splitlines()[0]) from None
+    if model.config._attn_implementation != wanted:
+        raise _cannot_use(model, attn, "its class keeps the one it was made with")
+
+
+def _cannot_use(model: Any, attn: Attention, reason: str) -> ModelError:
+    others = " or ".join(f"--attn {name}" for name in supported_attention(model) if name != attn)
+    return ModelError(f"{type(model).__name__} cannot use {attn} attention: {reason}", f"use {others}")
+
+
+def supported_attention(model: Any) -> list[Attention]:
+    """The implementations that compute this model right, fastest first."""
+    config = model.config.get_text_config()
+    # transformers' sdpa refuses logit soft-capping (Gemma 2), in its forward pass only.
+    has_softcap = getattr(config, "attn_logit_softcapping", None) is not None
+    supported: list[Attention] = []
+    if getattr(model, "_supports_flex_attn", False):
+        supported.append("flex")
+    if getattr(model, "_supports_sdpa", False) and not has_softcap:
+        supported.append("sdpa")
+    return [*supported, "eager"]
+
+
+def dense_attention(model: Any) -> Attention:
+    """The implementation that takes any mask, row by row: sdpa where the model can, else eager."""
+    return "sdpa" if "sdpa" in supported_attention(model) else "eager"
+
+
+def max_positions(config: Any) -> int | None:
+    """Number of position ids that the model knows, or None if it does not say."""
+    return getattr(config.get_text_config(), "max_position_embeddings", None)
+
+
+def rotary_border(config: Any) -> int | None:
+    """The position at which the model's rotary embedding changes for *all* tokens, or None.
+
+    Dynamic NTK and LongRoPE choose their frequencies by the largest position of a forward pass, so keys
+    that were cached on one side of the border do not fit queries on the other.
+    """
+    text = config.get_text_config()
+    rope = getattr(text, "rope_parameters", None) or {}
+    by_layer = [part for part in rope.values() if isinstance(part, dict)] or [rope]
+    for part in by_layer:
+        if part.get("rope_type") in ("dynamic", "longrope"):
+            return part.get("original_max_position_embeddings") or text.max_position_embeddings
+    return None
+
+
+def cache_argument(model: Any) -> str:
+    """Name of the argument that takes the KV cache: transformers renamed it in 5.2x, class by class."""
+    return "cache" if "cache" in signature(model.forward).parameters else "past_key_values"
+
+
+@torch.inference_mode()
+def check_obeys(model: Any) -> None:
+    """Asks the model, with four tiny inputs in one batch, whether it obeys masks and positions.
+
+    Raises:
+        ModelError: it sees what the mask hides, does not see what it shows, or does not care for positions.
+    """
+    name = type(model).__name__
+    attn = dense_attention(model)
+    use_attention(model, attn)
+    ids_BT, positions_BT, visible_TT = _probe(model)
+    masks = for_each_layer_kind(
+        model.config,
+        lambda window: dense_form(
+            visible_TT & within_window(positions_BT[0], positions_BT[0], window), attn, model.dtype
+        ).expand(len(ids_BT), -1, -1, -1),
+    )
+    try:
+        with run_errors(f"trying out {name}"):
+            output = model(input_ids=ids_BT, position_ids=positions_BT, attention_mask=masks, use_cache=False)
+    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ModelError(
+            f"{name} cannot take a graph's mask and positions: {reason}",
+            "use a decoder-only model with rotary or learned position ids, such as Llama, Qwen or Mistral",
+        ) from None
+    base, unseen, seen, moved = output.logits[:, -1].float()
+    effect = (base - seen).abs().max()
+    if not effect > 0:
+        raise _disobeys(name, "does not look at the tokens that the mask shows")
+    if (base - unseen).abs().max() > _LEAK_SHARE * effect:
+        raise _disobeys(name, "looks at tokens that the mask hides")
+    if not (base - moved).abs().max() > 0:
+        raise _disobeys(name, "takes no notice of position ids")
+
+
+def _disobeys(name: str, what: str) -> ModelError:
+    return ModelError(
+        f"{name} {what}, so it cannot run a graph",
+        "use a decoder-only attention model with rotary or learned position ids",
+    )
+
+
+def _probe(model: Any) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Four rows that differ from the first in an invisible token, a visible one, and the visible positions.
+
+    Returns:
+        ids and positions, int64 [4, T], and the mask they share, bool [T, T].
+    """
+    device = model.device
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids = (torch.arange(_PROBE_LENGTH, device=device) + 3) % vocabulary
+    positions = torch.tensor([0, 1, 0, 1, 3, 4], device=device)
+    visible = torch.ones((_PROBE_LENGTH, _PROBE_LENGTH), dtype=torch.bool, device=device).tril()
+    visible[2:4, _PROBE_SEEN] = False
+    visible[4:, _PROBE_UNSEEN] = False
+    ids_BT, positions_BT = ids.repeat(4, 1), positions.repeat(4, 1)
+    ids_BT[1, _PROBE_UNSEEN] = (ids_BT[1, _PROBE_UNSEEN] + vocabulary // 2) % vocabulary
+    ids_BT[2, _PROBE_SEEN] = (ids_BT[2, _PROBE_SEEN] + vocabulary // 2) % vocabulary
+    positions_BT[3, _PROBE_SEEN] += 1
+    return ids_BT, positions_BT, visible

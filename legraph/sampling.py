@@ -1,0 +1,72 @@
+"""From logits to one token: greedy, or sampled with temperature, top-k and top-p.
+
+The random numbers of a chunk depend on the run's seed and the chunk's name only, so a branch draws the same
+numbers whatever other branches run beside it. They are drawn on the CPU: every device draws the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from legraph.graph import Generate
+
+DEFAULT_SEED = 0
+
+
+def settings_for(own: Generate | None, run: Generate) -> Generate:
+    """What holds for a chunk: its own settings, and the run's where it has none."""
+    if own is None:
+        return run
+    kept = {
+        name: getattr(run, name)
+        for name in ("temperature", "top_k", "top_p", "seed")
+        if getattr(own, name) is None
+    }
+    return replace(own, **kept, stop=own.stop or run.stop)
+
+
+class Sampler:
+    """Draws the tokens of one chunk."""
+
+    def __init__(self, settings: Generate, chunk: str, own_seed: int | None = None) -> None:
+        """
+        Args:
+            own_seed: the seed that the chunk itself was given; it is used as it is. Otherwise the run's
+                seed is mixed with the chunk's name, so that alike branches differ.
+        """
+        from transformers import (
+            LogitsProcessorList,
+            TemperatureLogitsWarper,
+            TopKLogitsWarper,
+            TopPLogitsWarper,
+        )
+
+        self.is_greedy = not settings.temperature
+        self.warpers = LogitsProcessorList()
+        if self.is_greedy:
+            return
+        self.warpers.append(TemperatureLogitsWarper(float(settings.temperature or 1.0)))
+        if settings.top_k is not None:
+            self.warpers.append(TopKLogitsWarper(settings.top_k))
+        if settings.top_p is not None and settings.top_p < 1:
+            self.warpers.append(TopPLogitsWarper(settings.top_p))
+        seed = own_seed if own_seed is not None else _mixed_seed(settings.seed or DEFAULT_SEED, chunk)
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def draw(self, logits_V: torch.Tensor) -> int:
+        """The next token, from the logits [V] at the chunk's last token."""
+        if self.is_greedy:
+            return int(logits_V.argmax())
+        scores = logits_V.float().cpu()[None]
+        no_ids: Any = torch.empty((1, 0), dtype=torch.long)
+        scores = self.warpers(no_ids, scores)
+        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
+
+
+def _mixed_seed(seed: int, chunk: str) -> int:
+    digest = hashlib.sha256(f"{seed}:{chunk}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
