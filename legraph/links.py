@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from legraph.errors import did_you_mean
+from legraph.marks import printable, quoted
 from legraph.schema import BOS_NAME
 
 MAX_CYCLE_NAMES_DRAWN = 12
 # Each cycle costs a walk over the graph.
 MAX_CYCLES_REPORTED = 20
+# Looking for a name like another costs 20 microseconds a name.
+MAX_NAMES_COMPARED = 100_000
 
 
 class Link(NamedTuple):
@@ -58,18 +61,43 @@ def link_problems(links: Sequence[Link], has_bos: bool) -> list[LinkProblem]:
             first = index_by_name[link.name]
             problems.append(
                 LinkProblem(
-                    i, None, f"chunk name {link.name!r} is taken by chunk number {first + 1}", "a unique name"
+                    i,
+                    None,
+                    f"chunk name {quoted(link.name)} is taken by chunk number {first + 1}",
+                    "a unique name",
                 )
             )
         else:
             index_by_name[link.name] = i
-    edges = [_checked_parents(i, link, index_by_name, has_bos, problems) for i, link in enumerate(links)]
+    hints = _Hints(list(index_by_name))
+    edges = list[list[int]]()
+    for i, link in enumerate(links):
+        edges.append(_checked_parents(i, link, index_by_name, has_bos, hints, problems))
     problems += _cycle_problems(links, edges)
     return sorted(problems, key=lambda problem: (problem.chunk, problem.parent or 0))
 
 
+@dataclass(slots=True)
+class _Hints:
+    """What unknown names may have meant, as long as that is found quickly."""
+
+    names: list[str]
+    by_unknown: dict[str, str | None] = field(default_factory=dict[str, str | None])
+
+    def hint(self, unknown: str) -> str | None:
+        num_compared = len(self.by_unknown) * len(self.names)
+        if unknown not in self.by_unknown and num_compared < MAX_NAMES_COMPARED:
+            self.by_unknown[unknown] = did_you_mean(unknown, self.names)
+        return self.by_unknown.get(unknown)
+
+
 def _checked_parents(
-    i: int, link: Link, index_by_name: dict[str, int], has_bos: bool, problems: list[LinkProblem]
+    i: int,
+    link: Link,
+    index_by_name: dict[str, int],
+    has_bos: bool,
+    hints: _Hints,
+    problems: list[LinkProblem],
 ) -> list[int]:
     """The usable parents of one chunk, as indices; appends what is wrong with the others."""
     edges, seen = list[int](), set[str]()
@@ -80,11 +108,11 @@ def _checked_parents(
             problem = LinkProblem(
                 i,
                 at,
-                f"chunk {parent!r} is its own parent",
+                f"chunk {quoted(parent)} is its own parent",
                 hint="a chunk always sees itself, causally: remove it from the list",
             )
         elif parent in seen:
-            problem = LinkProblem(i, at, f"parent {parent!r} is listed twice", "each parent once")
+            problem = LinkProblem(i, at, f"parent {quoted(parent)} is listed twice", "each parent once")
         elif parent in index_by_name:
             edges.append(index_by_name[parent])
             seen.add(parent)
@@ -96,9 +124,9 @@ def _checked_parents(
             problem = LinkProblem(
                 i,
                 at,
-                f"unknown parent {parent!r}",
+                f"unknown parent {quoted(parent)}",
                 expected="the name of a chunk in this file",
-                hint=did_you_mean(parent, list(index_by_name)),
+                hint=hints.hint(parent),
             )
         seen.add(parent)
         problems.append(problem)
@@ -159,7 +187,7 @@ def _find_cycle(edges: Sequence[Sequence[int]], placed: set[int]) -> list[int]:
 
 
 def _cycle_problem(links: Sequence[Link], cycle: Sequence[int]) -> LinkProblem:
-    names = [str(links[i].name) for i in [*cycle, cycle[0]]]
+    names = [printable(str(links[i].name)) for i in [*cycle, cycle[0]]]
     if len(names) > MAX_CYCLE_NAMES_DRAWN:
         left_out = len(names) - MAX_CYCLE_NAMES_DRAWN
         names[MAX_CYCLE_NAMES_DRAWN // 2 : -MAX_CYCLE_NAMES_DRAWN // 2] = [f"({left_out} more)"]

@@ -7,6 +7,9 @@ from typing import Any
 
 # A graph file nests 4 levels deep.
 MAX_DEPTH = 32
+# Longer strings are cut in messages, and longer numbers are not written out.
+MAX_STRING_SHOWN = 60
+MAX_DIGITS_SHOWN = 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +48,28 @@ def describe(value: Any) -> str:
     if isinstance(value, bool):
         return f"the boolean {str(value).lower()}"
     if isinstance(value, int | float):
-        return f"the number {value}"
+        return f"the number {number(value)}"
     if isinstance(value, str):
-        return f"the string {value!r}" if len(value) <= 40 else "a string"
+        return f"the string {quoted(value)}"
     if isinstance(value, list):
         return "a list"
     if isinstance(value, dict):
         return "a mapping"
     return f"a {type(value).__name__}"
+
+
+def quoted(text: str) -> str:
+    """A string as messages show it: in quotes, with control characters escaped, cut where it is long."""
+    return repr(text if len(text) <= MAX_STRING_SHOWN else text[: MAX_STRING_SHOWN - 3] + "...")
+
+
+def printable(text: str) -> str:
+    """A name or path as messages show it: as it is, unless it holds something that must not be printed."""
+    return text if text.isprintable() else repr(text)
+
+
+def number(value: int | float) -> str:
+    """A number as messages show it. (Python refuses to write out integers of some thousand digits.)"""
+    if isinstance(value, int) and abs(value) > 10**MAX_DIGITS_SHOWN:
+        return f"{'over ' if value > 0 else 'under -'}1e{MAX_DIGITS_SHOWN}"
+    return str(value)

@@ -6,6 +6,7 @@ Order of the checks: syntax, single values (`schema`), keys that exclude each ot
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,9 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from legraph.errors import GraphError, KeyPath, Problem, did_you_mean
+from legraph.errors import GraphError, KeyPath, Problem, Source, did_you_mean
 from legraph.links import Link, link_problems
-from legraph.marks import describe
+from legraph.marks import describe, number, printable, quoted
 from legraph.schema import FORMAT_VERSION, MAX_NAME_LENGTH, ChunkSpec, GenerateSpec, GraphFile, PositionPolicy
 from legraph.source import SourceText, read_text_file
 
@@ -28,6 +29,7 @@ _EXPECTED_BY_TYPE = {
     "tuple_type": "a list",
     "model_type": "a mapping",
 }
+_EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 _EXPECTED_NAME = "a letter or '_', then letters, digits, '_', '.' or '-'"
 
 
@@ -146,6 +148,32 @@ def _is_echo(details: ErrorDetails) -> bool:
     return details["type"] == "too_short" and bool(details["input"])
 
 
+def _version_problem(value: Any, place: Source) -> Problem:
+    if type(value) is not int:
+        return Problem(
+            f"the format version must be a whole number, not {describe(value)}",
+            f"version {FORMAT_VERSION}",
+            source=place,
+        )
+    return Problem(
+        f"unknown format version {number(value)}",
+        f"version {FORMAT_VERSION}",
+        "the file is for a newer legraph: upgrade" if value > FORMAT_VERSION else None,
+        place,
+    )
+
+
+def _wrong_type(kind: str, key: str, value: Any, place: Source) -> Problem:
+    text, column = place.line_text or "", place.column or 1
+    written = text[column - 1 : column - 1 + place.width]
+    hint = None
+    if kind == "string_type" and not isinstance(value, list | dict | None) and not written.startswith("*"):
+        hint = f'quote it: "{printable(written)}"'
+    elif kind == "float_type" and _EXPONENT.fullmatch(written):
+        hint = "YAML wants a point before an exponent, and a sign in it: 1.0e-5"
+    return Problem(f"{key} must be {_EXPECTED_BY_TYPE[kind]}, not {describe(value)}", hint=hint, source=place)
+
+
 def _schema_problem(source: SourceText, data: dict[str, Any], details: ErrorDetails) -> Problem:
     """A pydantic error in our words, at its place in the file."""
     path: KeyPath = details["loc"]
@@ -155,35 +183,20 @@ def _schema_problem(source: SourceText, data: dict[str, Any], details: ErrorDeta
     if kind == "extra_forbidden":
         known = list(_model_at(path).model_fields)
         return Problem(
-            f"unknown key {path[-1]!r}",
+            f"unknown key {quoted(str(path[-1]))}",
             f"one of {', '.join(known)}",
             did_you_mean(str(path[-1]), known),
             source.place(path, at_key=True),
         )
     if kind == "missing":
         owner = "the file" if len(path) == 1 else _label(_at(data, path[:-1]))
-        hint = (
-            f"the first line of a graph file is 'legraph: {FORMAT_VERSION}'" if path == ("legraph",) else None
-        )
+        first_line = f"legraph{' = ' if source.syntax == 'toml' else ': '}{FORMAT_VERSION}"
+        hint = f"the first line of a graph file is '{first_line}'" if path == ("legraph",) else None
         return Problem(f"{owner} has no {path[-1]!r}", hint=hint, source=source.place(path[:-1]))
     if path == ("legraph",):
-        newer = isinstance(value, int) and value > FORMAT_VERSION
-        return Problem(
-            f"unknown format version {value!r}",
-            f"version {FORMAT_VERSION}",
-            "the file is for a newer legraph: upgrade" if newer else None,
-            place,
-        )
+        return _version_problem(value, place)
     if kind in _EXPECTED_BY_TYPE:
-        written = (
-            place.line_text[place.column - 1 :][: place.width] if place.line_text and place.column else ""
-        )
-        quotable = kind == "string_type" and written and not isinstance(value, list | dict)
-        return Problem(
-            f"{key} must be {_EXPECTED_BY_TYPE[kind]}, not {describe(value)}",
-            hint=f'quote it: "{written}"' if quotable else None,
-            source=place,
-        )
+        return _wrong_type(kind, key, value, place)
     return Problem(*_value_problem(kind, key, value, details), source=place)
 
 
@@ -192,12 +205,12 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
     context = details.get("ctx", {})
     if kind == "literal_error":
         return (
-            f"{key} is {value!r}",
+            f"{key} is {quoted(value) if isinstance(value, str) else describe(value)}",
             context["expected"],
-            did_you_mean(str(value), get_args(PositionPolicy)),
+            did_you_mean(value, get_args(PositionPolicy)) if isinstance(value, str) else None,
         )
     if kind == "string_pattern_mismatch":
-        return f"{value!r} cannot be a chunk's name", _EXPECTED_NAME, None
+        return f"{quoted(value)} cannot be a chunk's name", _EXPECTED_NAME, None
     if kind == "string_too_long":
         return f"{key} is {len(value):,} characters long", f"at most {MAX_NAME_LENGTH}", None
     if kind == "string_too_short":
@@ -205,7 +218,8 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
     if kind == "too_short":
         return "the graph has no chunks", "at least one chunk", None
     if kind == "greater_than_equal" and key in ("'start'", "'end'"):
-        return f"{key} is {value}: a position cannot be negative", f"{context['ge']} or more", None
+        what = "a position" if key == "'start'" else "the last token's position, one less,"
+        return f"{key} is {number(value)}: {what} cannot be negative", f"{context['ge']} or more", None
     bounds = {
         "greater_than_equal": ("ge", "{} or more"),
         "greater_than": ("gt", "more than {}"),
@@ -214,7 +228,7 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
     }
     if kind in bounds:
         bound, words = bounds[kind]
-        return f"{key} is {value}", words.format(context[bound]), None
+        return f"{key} is {number(value)}", words.format(context[bound]), None
     return f"{key}: {details['msg']}", describe(value), None
 
 
@@ -239,7 +253,7 @@ def _at(data: Any, path: KeyPath) -> Any:
 
 def _label(entry: Any) -> str:
     name = cast("dict[str, Any]", entry).get("name") if isinstance(entry, dict) else None
-    return f"chunk {name!r}" if isinstance(name, str) else "the chunk"
+    return f"chunk {quoted(name)}" if isinstance(name, str) else "the chunk"
 
 
 def _string(value: Any) -> str | None:

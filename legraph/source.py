@@ -14,20 +14,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from legraph.errors import GraphError, KeyPath, Problem, Source
-from legraph.marks import Mark, Span, TextProblem
-from legraph.toml_reader import read_toml, toml_marks
-from legraph.yaml_reader import read_yaml
+from legraph.marks import Mark, Span, TextProblem, printable
+from legraph.toml_reader import read_toml, toml_lines, toml_marks
+from legraph.yaml_reader import read_yaml, yaml_lines
 
 Syntax = Literal["yaml", "toml"]
 
 MAX_FILE_BYTES = 64 * 2**20
 STDIN = "-"
 _SYNTAX_BY_SUFFIX: dict[str, Syntax] = {".yaml": "yaml", ".yml": "yaml", ".json": "yaml", ".toml": "toml"}
-# What ends a line, as libyaml (YAML 1.1) and tomllib count them.
-_LINE_BREAKS: dict[Syntax, re.Pattern[str]] = {
-    "yaml": re.compile("\r\n|[\n\r\x85\u2028\u2029]"),
-    "toml": re.compile("\r?\n"),
-}
 # The first line that is neither blank nor a comment tells TOML (`[table]` or `key =`) from YAML.
 _LOOKS_LIKE_TOML = re.compile(
     r"\A(?:\s|#[^\n]*\n)*(?:\[[\w.\[\]\"' -]+\]\s*(?:#|$)|[\w.\"'-]+\s*=)", re.MULTILINE
@@ -42,7 +37,8 @@ class SourceText:
     text: str
     syntax: Syntax
     folder: Path
-    _marks: dict[KeyPath, Mark] | None = field(default=None, repr=False)
+    _marks: dict[KeyPath, Mark] | None = field(default=None, repr=False, compare=False)
+    _lines: list[str] | None = field(default=None, repr=False, compare=False)
 
     @classmethod
     def load(cls, path: str | Path) -> SourceText:
@@ -58,7 +54,7 @@ class SourceText:
         path = Path(path)
         text = read_text_file(path, str(path))
         syntax = _SYNTAX_BY_SUFFIX.get(path.suffix.lower()) or _sniff(text)
-        return cls(str(path), text, syntax, path.parent)
+        return cls(printable(str(path)), text, syntax, path.parent)
 
     def read(self) -> tuple[Any, list[Problem]]:
         """The file's plain data, and the problems that do not stop the reading.
@@ -95,9 +91,12 @@ class SourceText:
         return Problem(problem.message, problem.expected, source=self._source(problem.span))
 
     def _source(self, span: Span, path: KeyPath = ()) -> Source:
-        lines = _LINE_BREAKS[self.syntax].split(self.text, span.line + 1)
-        line_text = lines[span.line] if span.line < len(lines) else ""
-        return Source(self.name, span.line + 1, span.column + 1, path, line_text, span.width)
+        if self._lines is None:
+            self._lines = toml_lines(self.text) if self.syntax == "toml" else yaml_lines(self.text)
+        line, column = span.line, span.column
+        if line == len(self._lines):  # libyaml ends the last line, even if the text does not
+            line, column = line - 1, len(self._lines[-1])
+        return Source(self.name, line + 1, column + 1, path, self._lines[line], span.width)
 
 
 def read_text_file(path: Path, shown: str) -> str:
@@ -106,9 +105,10 @@ def read_text_file(path: Path, shown: str) -> str:
     Raises:
         GraphError: missing, not a file, too large, binary or not UTF-8; without a place in a graph file.
     """
+    shown = printable(shown)
     try:
         with path.open("rb") as file:
-            return decode(file.read(MAX_FILE_BYTES + 1), shown)
+            raw = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         raise GraphError(f"{shown}: no such file") from None
     except IsADirectoryError:
@@ -116,7 +116,8 @@ def read_text_file(path: Path, shown: str) -> str:
     except OSError as error:
         raise GraphError(f"{shown}: cannot be read: {error.strerror}") from None
     except ValueError:  # a NUL in the name
-        raise GraphError(f"{shown!r}: cannot be a file's name") from None
+        raise GraphError(f"{shown}: cannot be a file's name") from None
+    return decode(raw, shown)
 
 
 def decode(raw: bytes, shown: str) -> str:
@@ -125,7 +126,7 @@ def decode(raw: bytes, shown: str) -> str:
         raise GraphError(
             Problem(
                 f"{shown}: larger than {MAX_FILE_BYTES // 2**20} MiB",
-                expected="a graph file; put long texts into files of their own and name them with 'file:'",
+                expected="a smaller file: long texts can stand in files of their own, named by 'file'",
             )
         )
     if b"\0" in raw:

@@ -8,15 +8,23 @@ than composing nodes, because nothing is resolved twice.)
 
 from __future__ import annotations
 
+import json
+import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import yaml
 
 from legraph.errors import KeyPath
-from legraph.marks import MAX_DEPTH, Mark, Span, TextProblem, describe
+from legraph.marks import MAX_DEPTH, Mark, Span, TextProblem, describe, printable, quoted
 
 MAX_VALUES = 5_000_000
+# Base 60 numbers (1:30:00) take quadratic time.
+MAX_NUMBER_LENGTH = 1000
+
+_LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
+_JSON_LINE_BREAK = re.compile("\r\n|[\n\r]")
 
 _LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 _RESOLVER = yaml.resolver.Resolver()
@@ -25,6 +33,13 @@ _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _COLLECTION_TAGS = {None, "!", _TAG + "map", _TAG + "seq"}
 _MERGE_KEY = "<<"
+# To YAML, a number needs a point and a sign in the exponent.
+_EXPONENT = re.compile(r"\A-?[0-9.]+[eE][-+]?[0-9]+\Z")
+_JSON_STRING = re.compile(r'"(?:[^"\\]|\\.)*"')
+# One character escaped in two halves; any other escape is passed over.
+_SURROGATES = re.compile(r"\\u([dD][89abAB]..)\\u([dD][c-fC-F]..)|\\.")
+# What JSON allows in strings and YAML does not, or takes for the end of a line.
+_ONLY_JSON = re.compile("[\x7f-\x9f\u2028\u2029\ufeff\ufffe\uffff]")
 
 
 @dataclass(slots=True)
@@ -37,6 +52,7 @@ class _Open:
     key: str | None = None
     key_span: Span | None = None
     is_merge: bool = False
+    is_refused: bool = False
     key_spans: dict[str, Span] = field(default_factory=dict[str, Span])
     merges: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
     num_values: int = 1
@@ -48,6 +64,8 @@ class _Builder:
 
     def __init__(self, marks: dict[KeyPath, Mark] | None) -> None:
         self.marks = marks
+        # In JSON, the letters that stand for others.
+        self.json_letters: dict[int, str] | None = None
         self.problems: list[TextProblem] = []
         self.stack: list[_Open] = []
         self.root: Any = None
@@ -73,20 +91,26 @@ class _Builder:
                 raise _refusal("a second YAML document starts here", event, expected="one graph in a file")
 
     def _scalar(self, event: Any) -> None:
+        if self.json_letters:
+            event.value = event.value.translate(self.json_letters)
         top = self.stack[-1] if self.stack else None
         if top is not None and isinstance(top.data, dict) and top.key is None:
             self._key(top, event)
             return
-        value = _scalar_value(event)
+        is_number = self.json_letters is not None and event.implicit[0] and _EXPONENT.search(event.value)
+        value = float(event.value) if is_number else _scalar_value(event)
         if event.anchor:
             self.anchors[event.anchor] = (value, 1, 0)
         self._place(value, _span(event), 1, 0)
 
     def _key(self, top: _Open, event: Any) -> None:
         key, span = _scalar_value(event), _span(event)
+        if event.anchor:
+            self.anchors[event.anchor] = (key, 1, 0)
         top.is_merge = event.value == _MERGE_KEY and event.implicit[0]
+        top.is_refused = not isinstance(key, str)
         if not isinstance(key, str):
-            shown = "" if event.value == "" else f" ({event.value} is {describe(key)} in YAML)"
+            shown = f" ({printable(event.value)} is {describe(key)} in YAML)" if event.value else ""
             self.problems.append(
                 TextProblem(
                     f"a key must be a string{shown}", span.line, span.column, span.width, "a quoted key"
@@ -97,7 +121,7 @@ class _Builder:
             first = top.key_spans[key]
             self.problems.append(
                 TextProblem(
-                    f"key {key!r} is repeated (first on line {first.line + 1})",
+                    f"key {quoted(key)} is repeated (first on line {first.line + 1})",
                     span.line,
                     span.column,
                     span.width,
@@ -163,8 +187,9 @@ class _Builder:
         assert top.key is not None
         if top.is_merge:
             self._merge(top, value)
-        else:
-            top.data[top.key] = value
+        elif not top.is_refused:
+            # The marks are those of the first, too, where a key is repeated.
+            top.data.setdefault(top.key, value)
         top.key = None
 
     def _merge(self, top: _Open, value: Any) -> None:
@@ -206,6 +231,8 @@ def read_yaml(text: str, marks: dict[KeyPath, Mark] | None = None) -> tuple[Any,
         TextProblem: broken syntax, nesting deeper than MAX_DEPTH, aliases that multiply, unknown tags.
     """
     builder = _Builder(marks)
+    if _is_json(text):
+        text, builder.json_letters = _json_as_yaml(text)
     try:
         for event in yaml.parse(text, Loader=_LOADER):
             builder.feed(event)
@@ -216,11 +243,50 @@ def read_yaml(text: str, marks: dict[KeyPath, Mark] | None = None) -> tuple[Any,
         raise TextProblem(f"broken YAML: {message}", line, column) from None
     except yaml.reader.ReaderError as error:
         # libyaml counts bytes.
-        before = text.encode()[: error.position].decode(errors="ignore")
-        line = before.count("\n")
-        column = len(before) - before.rfind("\n") - 1
-        raise TextProblem(f"broken YAML: {error.reason}", line, column) from None
+        before = _LINE_BREAK.split(text.encode()[: error.position].decode(errors="ignore"))
+        raise TextProblem(f"broken YAML: {error.reason}", len(before) - 1, len(before[-1])) from None
     return builder.root, builder.problems
+
+
+def yaml_lines(text: str) -> list[str]:
+    """The lines of a text, as marks count them."""
+    return (_JSON_LINE_BREAK if _is_json(text) else _LINE_BREAK).split(text)
+
+
+def _is_json(text: str) -> bool:
+    """JSON is YAML, but for some characters in strings, and for numbers such as 1e-5."""
+    if not text.lstrip().startswith("{"):
+        return False
+    try:
+        json.loads(text)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _json_as_yaml(text: str) -> tuple[str, dict[int, str]]:
+    """A JSON text that libyaml can read, all things in their places, and what it writes in other letters."""
+    unused = (chr(code) for code in range(0xE000, 0xF900) if not _holds(text, code))
+    letter_by_character = dict(zip(sorted(set(_ONLY_JSON.findall(text))), unused, strict=False))
+    text = _JSON_STRING.sub(_join_surrogates, text.translate(str.maketrans(letter_by_character)))
+    return text, {ord(letter): character for character, letter in letter_by_character.items()}
+
+
+def _holds(text: str, code: int) -> bool:
+    return chr(code) in text or f"\\u{code:04x}" in text.lower()
+
+
+def _join_surrogates(found: re.Match[str]) -> str:
+    """A joined character is written shorter; blanks behind the string keep what follows in its column."""
+    string = found[0]
+    return _SURROGATES.sub(_joined, string).ljust(len(string)) if "\\u" in string else string
+
+
+def _joined(found: re.Match[str]) -> str:
+    if found[1] is None:
+        return found[0]
+    character: str = json.loads(f'"{found[0]}"')
+    return f"\\U{ord(character):08x}"
 
 
 def _scalar_value(event: Any) -> Any:
@@ -235,10 +301,14 @@ def _scalar_value(event: Any) -> Any:
         if tag == _TAG + "value":
             return event.value
         raise _unsupported_tag(event)
-    try:
-        return _CONSTRUCTOR.yaml_constructors[tag](_CONSTRUCTOR, yaml.ScalarNode(tag, event.value))
-    except (ValueError, KeyError, IndexError, yaml.YAMLError):
-        raise _refusal(f"{event.value!r} is not a valid {tag.removeprefix(_TAG)}", event) from None
+    if tag == _TAG + "str":
+        return event.value
+    if len(event.value) <= MAX_NUMBER_LENGTH:
+        # What the constructors raise when an explicit tag does not fit the value.
+        with suppress(ValueError, KeyError, IndexError, AttributeError, OverflowError, yaml.YAMLError):
+            return _CONSTRUCTOR.yaml_constructors[tag](_CONSTRUCTOR, yaml.ScalarNode(tag, event.value))
+    kind = tag.removeprefix(_TAG)
+    raise _refusal(f"{quoted(event.value)} is not a valid {kind}", event, "a quoted string, if it is text")
 
 
 def _as_list(value: Any) -> list[Any]:
@@ -251,7 +321,7 @@ def _span(event: Any) -> Span:
 
 
 def _unsupported_tag(event: Any) -> TextProblem:
-    return _refusal(f"YAML tag {event.tag!r} is not supported", event, expected="plain values")
+    return _refusal(f"YAML tag {quoted(event.tag)} is not supported", event, expected="plain values")
 
 
 def _refusal(message: str, event: Any, expected: str | None = None) -> TextProblem:
