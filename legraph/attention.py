@@ -13,14 +13,15 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
+from legraph import flexattention
 from legraph.errors import ModelError
 from legraph.flexmask import block_mask
 from legraph.mask import ChunkMask, Int64Array
 
 Attention = Literal["flex", "sdpa", "eager"]
 
-# What transformers calls each of them.
-IMPLEMENTATIONS: dict[Attention, str] = {"flex": "flex_attention", "sdpa": "sdpa", "eager": "eager"}
+# What each of them is called in transformers.
+IMPLEMENTATIONS: dict[Attention, str] = {"flex": flexattention.NAME, "sdpa": "sdpa", "eager": "eager"}
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 T = TypeVar("T")
@@ -29,8 +30,8 @@ T = TypeVar("T")
 def many_flex_versions() -> AbstractContextManager[Any]:
     """While it is open, torch keeps compiling FlexAttention for new kinds of graphs and models.
 
-    transformers compiles one function for all of them, and torch by default gives up after 8 versions of a
-    function: from then on it would build the N x N matrix, with nothing but a warning.
+    One function is compiled for all of them, and torch by default gives up after 8 versions of a function:
+    from then on it would build the N x N matrix, with nothing but a warning.
     """
     import torch._dynamo
 
@@ -100,11 +101,20 @@ def attention_mask(
     attn: Attention,
     config: Any = None,
     dtype: torch.dtype | None = None,
+    padded_length: int | None = None,
 ) -> Any:
-    """The `attention_mask` argument for a forward pass over all tokens of `mask`, without a cache."""
+    """The `attention_mask` argument for a forward pass over all tokens of `mask`, without a cache.
+
+    Args:
+        padded_length: for "flex", number of tokens of the `BlockMask`, if not that of the bundle; only
+            legraph's own implementation (`flexattention`) takes a longer one.
+    """
     if attn == "flex":
         return for_each_layer_kind(
-            config, lambda window: block_mask(mask, device, position_ids=position_ids, window=window)
+            config,
+            lambda window: block_mask(
+                mask, device, position_ids=position_ids, window=window, padded_length=padded_length
+            ),
         )
     visible = torch.from_numpy(mask.dense()).to(device)
     positions = torch.from_numpy(position_ids).to(device)
@@ -117,6 +127,7 @@ def attention_mask(
 def model_inputs(
     input_ids: Int64Array,
     position_ids: Int64Array,
+    labels: Int64Array | None,
     mask: ChunkMask,
     device: torch.device | str,
     attn: str,
@@ -126,8 +137,11 @@ def model_inputs(
     """See `Bundle.model_inputs`."""
     if attn not in IMPLEMENTATIONS:
         raise ValueError(f"attn is {attn!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
-    return {
+    inputs = {
         "input_ids": torch.from_numpy(input_ids)[None].to(device),
         "position_ids": torch.from_numpy(position_ids)[None].to(device),
         "attention_mask": attention_mask(mask, position_ids, device, attn, config, dtype),
     }
+    if labels is not None:
+        inputs["labels"] = torch.from_numpy(labels)[None].to(device)
+    return inputs

@@ -12,6 +12,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from legraph.mask import ChunkMask, Int64Array
 
@@ -56,6 +57,57 @@ def active_blocks(mask: ChunkMask, block_size: int = DEFAULT_BLOCK_SIZE) -> Acti
     firsts = np.flatnonzero(is_first)
     totals = np.add.reduceat(num_pairs, firsts)
     return ActiveBlocks(key[firsts] // num_blocks, key[firsts] % num_blocks, totals, num_blocks, block_size)
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeBits:
+    """For every block, which of the chunks among its queries see which of those among its keys, a bit a pair.
+
+    Query chunk c of a block sees key chunk p iff bit `column % 32` of
+    `words[offsets[q_block, kv_block] + (c - first_chunk[q_block]) * num_words[kv_block] + column // 32]` is
+    set, where `column = p - first_chunk[kv_block]`. A chunk's own triangle is not part of it.
+
+    Attributes:
+        first_chunk: int64 [num_blocks], the chunk of each block's first token.
+        num_words: int64 [num_blocks], words for all chunks among a block's keys.
+        offsets: int32 [num_blocks, num_blocks]; `nothing` where no chunk sees another.
+        words: uint32 [W], those at `nothing` are zeros, as many as any block needs.
+    """
+
+    first_chunk: Int64Array
+    num_words: Int64Array
+    offsets: NDArray[np.int32]
+    words: NDArray[np.uint32]
+    nothing: int
+    block_size: int
+
+
+def edge_bits(mask: ChunkMask, block_size: int = DEFAULT_BLOCK_SIZE) -> EdgeBits:
+    """Cost O(edges, each times the blocks it crosses)."""
+    num_blocks = -(-mask.num_tokens // block_size)
+    firsts = np.arange(num_blocks) * block_size
+    first_chunk = mask.chunk_of(firsts)
+    num_rows = mask.chunk_of(np.minimum(firsts + block_size, mask.num_tokens) - 1) - first_chunk + 1
+    num_words = -(-num_rows // 32)
+    children = np.repeat(np.arange(mask.num_chunks), np.diff(mask.parent_offsets))
+    start, end = mask.span_offsets[:-1], mask.span_offsets[1:]
+    edge, q_block, _ = _cut(start[children], end[children], block_size)
+    piece, kv_block, _ = _cut(start[mask.parent_indices[edge]], end[mask.parent_indices[edge]], block_size)
+    edge, q_block = edge[piece], q_block[piece]
+    block, slot = np.unique(q_block * num_blocks + kv_block, return_inverse=True)
+    sizes = num_rows[block // num_blocks] * num_words[block % num_blocks]
+    slot_offsets = np.cumsum(sizes) - sizes
+    nothing = int(sizes.sum())
+    words = np.zeros(nothing + int(num_rows.max() * num_words.max()), dtype=np.uint32)
+    column = mask.parent_indices[edge] - first_chunk[kv_block]
+    row = (children[edge] - first_chunk[q_block]) * num_words[kv_block]
+    # Every bit is met once, so adding is setting.
+    np.add.at(words, slot_offsets[slot] + row + column // 32, np.uint32(1) << (column % 32).astype(np.uint32))
+    offsets = np.full(num_blocks * num_blocks, nothing, dtype=np.int32)
+    offsets[block] = slot_offsets
+    return EdgeBits(
+        first_chunk, num_words, offsets.reshape(num_blocks, num_blocks), words, nothing, block_size
+    )
 
 
 def _rectangle_counts(mask: ChunkMask, size: int) -> tuple[Int64Array, Int64Array, Int64Array]:

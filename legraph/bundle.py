@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from legraph.flexmask import BlockMask, MaskMod
 
 MaskMode = Literal["auto", "dense", "compact"]
+# The label of a token that does not count, as torch's cross_entropy and transformers have it.
+NO_LABEL = -100
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,9 @@ class Bundle:
         span_names: K unique names in token order.
         mask: spans and direct parents; the attention structure.
         meta: provenance and generate settings.
+        labels: int64 [N], None if nothing is to be learned: the token's own id where it counts, `NO_LABEL`
+            elsewhere. A labelled token is predicted by the token before it, which is always of the same
+            chunk; that is how Hugging Face models shift their labels.
     """
 
     input_ids: Int64Array
@@ -67,6 +72,7 @@ class Bundle:
     span_names: tuple[str, ...]
     mask: ChunkMask
     meta: BundleMeta
+    labels: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.input_ids)
@@ -102,8 +108,11 @@ class Bundle:
 
         Raises:
             KeyError: no chunk has this name.
+            IndexError: no chunk has this index; negative ones do not count from the end.
         """
         if not isinstance(chunk, str):
+            if not 0 <= chunk < self.mask.num_chunks:
+                raise IndexError(f"no chunk {chunk}: the bundle has chunks 0..{self.mask.num_chunks - 1}")
             return chunk
         if chunk not in self._index_by_name:
             hint = did_you_mean(chunk, self.span_names)
@@ -152,20 +161,25 @@ class Bundle:
 
         Args:
             attn: "flex" gives a `BlockMask`, "sdpa" a bool and "eager" an additive mask [1, 1, N, N]. The
-                model must be loaded with the matching `attn_implementation`.
+                model must have the matching `attn_implementation`. For "flex" that is transformers' own
+                "flex_attention", or legraph's "legraph_flex_attention", which is there once this method has
+                been called with "flex". Take the latter on a CPU, where torch (2.13) fails to compile the
+                former, or takes minutes, for the second length that it meets.
             config: `model.config`. Needed for models with a sliding window: the window is then combined
                 with the mask, in positions, for each kind of layer. Without it no window is applied.
             dtype: dtype of the additive mask for "eager"; that of the model. Default float32.
 
         Returns:
-            input_ids and position_ids, int64 [1, N], and attention_mask.
+            input_ids and position_ids, int64 [1, N], attention_mask, and labels, int64 [1, N], if the bundle
+            has any: the model then returns the loss.
 
         Raises:
             ModelError: the model has layers that cannot honour a graph.
         """
         from legraph.attention import model_inputs
 
-        return model_inputs(self.input_ids, self.position_ids, self.mask, device, attn, config, dtype)
+        arrays = self.input_ids, self.position_ids, self.labels
+        return model_inputs(*arrays, self.mask, device, attn, config, dtype)
 
     def with_parents(self, chunk: int | str) -> Bundle:
         """The part of the bundle that one chunk sees: the chunk and its direct parents, nothing else.
@@ -195,7 +209,8 @@ class Bundle:
             pinned=self.meta.pinned & set(names),
             generate={name: how for name, how in self.meta.generate.items() if name in names},
         )
-        return Bundle(self.input_ids[tokens], self.position_ids[tokens], names, mask, meta)
+        labels = None if self.labels is None else self.labels[tokens]
+        return Bundle(self.input_ids[tokens], self.position_ids[tokens], names, mask, meta, labels)
 
     def save(self, path: str | Path, mask: MaskMode = "auto") -> None:
         """Writes `.npz` or `.pt`, by the path's suffix; the file appears whole or not at all.

@@ -19,10 +19,10 @@ from typing import Any, cast, get_args
 
 import numpy as np
 
-from legraph.bundle import Bundle, BundleMeta, MaskMode
+from legraph.bundle import NO_LABEL, Bundle, BundleMeta, MaskMode
 from legraph.errors import BundleError
 from legraph.graph import Generate
-from legraph.mask import ChunkMask
+from legraph.mask import ChunkMask, Int64Array
 from legraph.schema import NAME_PATTERN, GenerateSpec, PositionPolicy
 
 BUNDLE_VERSION = 1
@@ -32,6 +32,7 @@ MAX_AUTO_DENSE_TOKENS = 4096
 _INT_KEYS = ("input_ids", "position_ids", "span_offsets", "parent_offsets", "parent_indices")
 _REQUIRED_KEYS = {*_INT_KEYS, "span_names", "meta"}
 _DENSE_CHECK_ROWS = 1024
+_IS_FOLDER = 0x10  # in the attributes of MS-DOS, which zip archives keep
 _WRONG_META = "'meta' does not hold what a bundle of its version holds"
 
 
@@ -41,6 +42,8 @@ def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
     if mask not in get_args(MaskMode):
         raise BundleError(f"mask is {mask!r}; expected one of {', '.join(get_args(MaskMode))}")
     arrays: dict[str, Any] = {key: getattr(bundle, key) for key in _INT_KEYS}
+    if bundle.labels is not None:
+        arrays["labels"] = bundle.labels
     if mask == "dense" or (mask == "auto" and len(bundle) <= MAX_AUTO_DENSE_TOKENS):
         arrays["attention_mask"] = bundle.dense_mask()
     names, meta = list(bundle.span_names), _meta_to_json(bundle.meta)
@@ -77,7 +80,7 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
         os.replace(temporary, path)  # noqa: PTH105
     except OSError as error:
         Path(temporary).unlink(missing_ok=True)
-        raise BundleError(f"{path}: cannot be written: {error.strerror}") from None
+        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from None
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -105,10 +108,18 @@ class _InvalidError(Exception):
     """The content is not a valid bundle."""
 
 
-def _read_npz(path: Path) -> dict[str, Any]:
+def _check_zip(path: Path) -> None:
+    """Both formats are zip archives, so every member has a checksum."""
     with zipfile.ZipFile(path) as archive:
         if archive.testzip() is not None:
             raise BundleError(f"{path}: is damaged (checksum)")
+        # A member marked as a folder has no content for torch, which then leaves its memory as it was.
+        if any(info.external_attr & _IS_FOLDER for info in archive.infolist()):
+            raise BundleError(f"{path}: is damaged (a folder in the place of data)")
+
+
+def _read_npz(path: Path) -> dict[str, Any]:
+    _check_zip(path)
     with np.load(path, allow_pickle=False) as file:
         content = {key: file[key] for key in file.files}
     names, meta = content.get("span_names"), content.get("meta")
@@ -122,6 +133,8 @@ def _read_npz(path: Path) -> dict[str, Any]:
 def _read_pt(path: Path) -> dict[str, Any]:
     import torch
 
+    # torch itself does not look at the checksums.
+    _check_zip(path)
     content: Any = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(content, dict):
         raise BundleError(f"{path}: is not a bundle: it holds a {type(content).__name__}")
@@ -150,9 +163,12 @@ def _to_bundle(content: Mapping[str, Any]) -> Bundle:
     unknown = sorted((set(meta.generate) | meta.pinned) - set(names))
     if unknown:
         raise _InvalidError(f"'meta' speaks of a chunk {unknown[0]!r} that is not there")
+    labels = content.get("labels")
+    if labels is not None:
+        _check_labels(labels, content["input_ids"], mask)
     if "attention_mask" in content:
         _check_dense(content["attention_mask"], mask)
-    return Bundle(content["input_ids"], position_ids, names, mask, meta)
+    return Bundle(content["input_ids"], position_ids, names, mask, meta, labels)
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:
@@ -194,6 +210,14 @@ def _check_structure(mask: ChunkMask, num_chunks: int, num_tokens: int) -> None:
         raise _InvalidError("'parent_indices' is not ascending within a chunk")
 
 
+def _check_labels(labels: Any, input_ids: Int64Array, mask: ChunkMask) -> None:
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != input_ids.shape:
+        raise _InvalidError(f"'labels' is not an int64 array of {len(input_ids)}")
+    counts = labels != NO_LABEL
+    if (labels[counts] != input_ids[counts]).any() or counts[mask.span_offsets[:-1]].any():
+        raise _InvalidError("'labels' are not the ids of tokens that have another before them in their chunk")
+
+
 def _check_dense(dense: Any, mask: ChunkMask) -> None:
     """The stored matrix must say what the structure says; compared a slice of rows at a time."""
     n = mask.num_tokens
@@ -228,7 +252,10 @@ def _meta_from_json(text: Any) -> BundleMeta:
             name: Generate.from_spec(GenerateSpec.model_validate(settings))
             for name, settings in content.pop("generate").items()
         }
-        meta = BundleMeta(**content | {"pinned": frozenset(content["pinned"]), "generate": generate})
+        pinned = content.pop("pinned")
+        if not isinstance(pinned, list):
+            raise TypeError("pinned")
+        meta = BundleMeta(**content, pinned=frozenset(cast("list[Any]", pinned)), generate=generate)
     except (TypeError, ValueError, KeyError, AttributeError):
         raise _InvalidError(_WRONG_META) from None
     texts = (

@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import KW_ONLY, asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
+import numpy as np
+
 from legraph import __version__
-from legraph.bundle import Bundle, BundleMeta
+from legraph.bundle import NO_LABEL, Bundle, BundleMeta
 from legraph.errors import GraphError, Problem, count, did_you_mean
 from legraph.graph import Generate, Graph, GraphChunk, build_graph
 from legraph.layout import Layout, TokenOrder, build_layout, negative_starts
 from legraph.links import Link, link_problems
+from legraph.mask import Int64Array
 from legraph.parse import parse_file
 from legraph.schema import BOS_NAME, ChunkSpec, PositionPolicy
-from legraph.tokens import check_tokenizer, fingerprint, load_tokenizer, tokenize, tokenizer_id
+from legraph.tokens import (
+    TokenizedGraph,
+    check_tokenizer,
+    fingerprint,
+    load_tokenizer,
+    tokenize,
+    tokenizer_id,
+)
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -30,6 +40,8 @@ class Chunk:
         name: unique in its graph; without one it is called chunk0, chunk1, ... in order of collection.
         start, end: position id of its first token, or just past its last text token; not both.
         generate: let the model continue it.
+        completion: what follows the text as if the model had written it there; tokenized apart.
+        loss: label the completion's tokens (without one, the text's) for training.
     """
 
     text: str
@@ -39,6 +51,8 @@ class Chunk:
     start: int | None = None
     end: int | None = None
     generate: Generate | None = None
+    completion: str | None = None
+    loss: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parents", tuple(self.parents))
@@ -91,7 +105,9 @@ def graph_of(leaves: Sequence[Chunk], positions: PositionPolicy = "causal", bos:
     chunks = _collect(leaves)
     names = _names(chunks)
     name_of = dict(zip(chunks, names, strict=True))
-    links = [Link(name_of[chunk], [name_of[parent] for parent in chunk.parents]) for chunk in chunks]
+    # A name that is not a string is reported with the chunk's other values.
+    linked = {chunk: _string(name) for chunk, name in name_of.items()}
+    links = [Link(linked[chunk], [linked[parent] for parent in chunk.parents]) for chunk in chunks]
     problems = [Problem(found.message, found.expected, found.hint) for found in link_problems(links, bos)]
     for chunk, name in name_of.items():
         problems += _chunk_problems(chunk, name)
@@ -103,7 +119,7 @@ def graph_of(leaves: Sequence[Chunk], positions: PositionPolicy = "causal", bos:
             Problem(
                 f"positions is {positions!r}",
                 f"one of {', '.join(policies)}",
-                did_you_mean(positions, policies),
+                did_you_mean(str(positions), policies),
             )
         )
     if problems:
@@ -114,7 +130,9 @@ def graph_of(leaves: Sequence[Chunk], positions: PositionPolicy = "causal", bos:
     compiled = [GraphChunk(BOS_NAME, None)] if bos else []
     for chunk, name in name_of.items():
         parents = roots + tuple(index_of[parent] for parent in chunk.parents)
-        compiled.append(GraphChunk(name, chunk.text, parents, chunk.start, chunk.end, chunk.generate))
+        generate = replace(chunk.generate, stop=tuple(chunk.generate.stop)) if chunk.generate else None
+        learned = chunk.completion, chunk.loss
+        compiled.append(GraphChunk(name, chunk.text, parents, chunk.start, chunk.end, generate, *learned))
     return Graph(tuple(compiled), positions)
 
 
@@ -132,16 +150,22 @@ def compile_graph(
         check_tokenizer(tokenizer)
     tokens = tokenize(graph, tokenizer, advance)
     lengths = tokens.lengths()
-    problems = [(i, _empty_problem(graph, i)) for i in range(len(graph.chunks)) if lengths[i] == 0]
-    for i, start in negative_starts(graph, lengths).items():
-        problems.append((i, _position_problem(graph, i, int(lengths[i]), start)))
+    problems = list[tuple[int, Problem]]()
+    for i, chunk in enumerate(graph.chunks):
+        if tokens.text_lengths[i] == 0:
+            problems.append((i, _empty_problem(graph, i, "text")))
+        elif chunk.completion is not None and lengths[i] == tokens.text_lengths[i]:
+            problems.append((i, _empty_problem(graph, i, "completion")))
+    for i, start in negative_starts(graph, tokens.text_lengths).items():
+        problems.append((i, _position_problem(graph, i, int(tokens.text_lengths[i]), start)))
     if problems:
         raise GraphError(problem for _, problem in sorted(problems, key=lambda found: found[0]))
-    layout = build_layout(graph, lengths, order)
-    return _bundle(graph, layout, tokens.in_order(layout.order), tokenizer)
+    layout = build_layout(graph, lengths, order, tokens.text_lengths)
+    return _bundle(graph, layout, tokens, tokenizer)
 
 
-def _bundle(graph: Graph, layout: Layout, input_ids: Any, tokenizer: Any) -> Bundle:
+def _bundle(graph: Graph, layout: Layout, tokens: TokenizedGraph, tokenizer: Any) -> Bundle:
+    input_ids = tokens.in_order(layout.order)
     meta = BundleMeta(
         legraph_version=__version__,
         tokenizer=tokenizer_id(tokenizer),
@@ -154,28 +178,55 @@ def _bundle(graph: Graph, layout: Layout, input_ids: Any, tokenizer: Any) -> Bun
         generate={chunk.name: chunk.generate for chunk in graph.chunks if chunk.generate is not None},
     )
     names = tuple(graph.chunks[int(i)].name for i in layout.order.tolist())
-    return Bundle(input_ids, layout.position_ids, names, layout.mask, meta)
+    labels = _labels(graph, layout, tokens.text_lengths, input_ids)
+    return Bundle(input_ids, layout.position_ids, names, layout.mask, meta, labels)
+
+
+def _labels(
+    graph: Graph, layout: Layout, text_lengths: Int64Array, input_ids: Int64Array
+) -> Int64Array | None:
+    """See `Bundle.labels`; None if no chunk has a loss."""
+    if not any(chunk.loss for chunk in graph.chunks):
+        return None
+    labels = np.full(len(input_ids), NO_LABEL, dtype=np.int64)
+    for at, i in enumerate(layout.order.tolist()):
+        chunk, span = graph.chunks[int(i)], layout.mask.span(at)
+        if chunk.loss:
+            first = span.start + (1 if chunk.completion is None else int(text_lengths[i]))
+            labels[first : span.stop] = input_ids[first : span.stop]
+    return labels
 
 
 def _collect(leaves: Sequence[Chunk]) -> list[Chunk]:
     """The chunks and their ancestors: depth first, parents in their listed order before the child."""
     collected = dict[Chunk, None]()
-    for leaf in leaves:
-        stack = [(leaf, iter(leaf.parents))]
+    for leaf in _only_chunks(leaves, "a leaf"):
+        stack = [(leaf, _parents_of(leaf))]
         while stack:
             chunk, parents = stack[-1]
             parent = next((parent for parent in parents if parent not in collected), None)
             if parent is not None:
-                stack.append((parent, iter(parent.parents)))
+                stack.append((parent, _parents_of(parent)))
                 continue
             stack.pop()
             collected[chunk] = None
     return list(collected)
 
 
+def _parents_of(chunk: Chunk) -> Iterator[Chunk]:
+    return _only_chunks(chunk.parents, f"a parent of chunk {chunk.name or chunk.text!r}")
+
+
+def _only_chunks(given: Sequence[Any], role: str) -> Iterator[Chunk]:
+    for chunk in given:
+        if not isinstance(chunk, Chunk):
+            raise GraphError(Problem(f"{role} is {chunk!r}", "a Chunk"))
+        yield chunk
+
+
 def _names(chunks: Sequence[Chunk]) -> list[str]:
     """Given names, and chunk0, chunk1, ... for the rest. Never made from the text: texts repeat."""
-    taken = {chunk.name for chunk in chunks}
+    taken = {_string(chunk.name) for chunk in chunks}
     names = list[str]()
     number = 0
     for chunk in chunks:
@@ -199,14 +250,27 @@ def _chunk_problems(chunk: Chunk, name: str) -> list[Problem]:
                 f"chunk {name!r} has both start and end", "one of them: the other follows from the length"
             )
         )
+    generate: Any = chunk.generate
+    if generate is not None and not isinstance(generate, Generate):
+        problems.append(Problem(f"chunk {name!r}: generate is {generate!r}", "a Generate"))
+        generate = None
+    text = _string(chunk.text)
+    if text is None:
+        problems.append(Problem(f"chunk {name!r}: text is {chunk.text!r}", "a string"))
+    elif not _is_unicode(text):
+        problems.append(
+            Problem(f"chunk {name!r}: text has half a surrogate pair", "text that can be written as UTF-8")
+        )
     try:
         ChunkSpec.model_validate(
             {
                 "name": name,
-                "text": chunk.text,
+                "text": text,
                 "start": chunk.start,
                 "end": chunk.end,
-                "generate": asdict(chunk.generate) if chunk.generate else None,
+                "generate": asdict(generate) if generate else None,
+                "completion": chunk.completion,
+                "loss": chunk.loss,
             }
         )
     except ValidationError as error:
@@ -216,12 +280,24 @@ def _chunk_problems(chunk: Chunk, name: str) -> list[Problem]:
     return problems
 
 
-def _empty_problem(graph: Graph, i: int) -> Problem:
-    name = graph.chunks[i].name
+def _string(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _empty_problem(graph: Graph, i: int, what: str) -> Problem:
+    chunk = f"chunk {graph.chunks[i].name!r}"
     return Problem(
-        f"chunk {name!r} gives no token",
-        expected="a text that the tokenizer turns into at least one token",
-        source=_place(graph, i, "text", "file"),
+        f"{chunk if what == 'text' else f'the {what} of {chunk}'} gives no token",
+        expected=f"a {what} that the tokenizer turns into at least one token",
+        source=_place(graph, i, *(("text", "file") if what == "text" else (what,))),
     )
 
 

@@ -31,6 +31,7 @@ from legraph.branch import Branch, Output, Piece
 from legraph.bundle import Bundle
 from legraph.errors import BundleError, ModelError
 from legraph.flatcache import FlatCache, Segment
+from legraph.flexattention import padded_length
 from legraph.graph import Generate
 from legraph.layout import start_after
 from legraph.mask import Int64Array
@@ -45,7 +46,7 @@ from legraph.model import (
     supported_attention,
     use_attention,
 )
-from legraph.tokens import check_tokenizer, fingerprint, load_tokenizer, tokenizer_id
+from legraph.tokens import SHIPPED_MODEL, check_tokenizer, fingerprint, load_tokenizer, tokenizer_id
 
 # A pass with more mask entries than this (64 MiB as bool) is split into several.
 _MAX_MASK_ENTRIES = 2**26
@@ -101,7 +102,7 @@ class Engine:
     @classmethod
     def load(
         cls,
-        model: str,
+        model: str | None = None,
         tokenizer: str | None = None,
         *,
         device: str | None = None,
@@ -110,11 +111,14 @@ class Engine:
     ) -> Engine:
         """Loads model and tokenizer by path or hub id; without `tokenizer`, the model's own.
 
+        Without a model, `recall` is loaded, the small one that ships with legraph.
+
         Raises:
             ModelError, TokenizerError: they cannot be loaded or used.
         """
-        loaded = load_tokenizer(tokenizer or model)
-        return cls(load_model(model, device, dtype), loaded, attn)
+        model = model or SHIPPED_MODEL
+        loaded = load_model(model, device, dtype)
+        return cls(loaded, load_tokenizer(tokenizer or model), attn)
 
     def run(self, bundle: Bundle, settings: Generate | None = None) -> RunResult:
         """Runs a bundle to the end.
@@ -301,7 +305,14 @@ class _Run:
         if attn == "flex":
             mask = self.bundle.select([segment.chunk for segment in segments]).mask
             self.cache.append(segments)
-            masks = attention_mask(mask, self.cache.positions, self.model.device, "flex", self.model.config)
+            masks = attention_mask(
+                mask,
+                self.cache.positions,
+                self.model.device,
+                "flex",
+                self.model.config,
+                padded_length=padded_length(num_new),
+            )
             return self._call(segments, masks, "flex")
         attn = attn or dense_attention(self.model)
         logits = list[torch.Tensor]()

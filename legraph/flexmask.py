@@ -1,8 +1,9 @@
 """The mask as FlexAttention wants it: a `mask_mod` and a `BlockMask`, both made without an N x N matrix.
 
-Run side: imports torch. The mask_mod is always the same code with the graph in tensors, so that another
-graph does not mean another compilation; only the number of search steps (log2 of the most stretches a
-chunk sees, rounded up to one of a few numbers) is part of the code.
+Run side: imports torch. A mask_mod is always the same code with the graph in tensors, so that another graph
+does not mean another compilation. There are two forms. Where every chunk sees a few stretches of tokens at
+most, they are compared one after the other; else the edges are looked up in `blocks.EdgeBits`. Part of the
+code are only the number of stretches and the tensors' sizes, and both are rounded up to one of a few numbers.
 """
 
 from __future__ import annotations
@@ -12,15 +13,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch.nn.attention.flex_attention import BlockMask
 
-from legraph.blocks import DEFAULT_BLOCK_SIZE, ActiveBlocks, active_blocks
+from legraph.blocks import DEFAULT_BLOCK_SIZE, ActiveBlocks, active_blocks, edge_bits
 from legraph.mask import ChunkMask, Int64Array
 
 MaskMod = Callable[[Any, Any, Any, Any], Any]
 
-# Each number of search steps is compiled once in a process; torch gives up after 8 versions of a function.
-_SEARCH_STEPS = (0, 3, 8, 24)
+# Chunks that see up to so many stretches are served by comparing them all.
+_STRETCHES = (0, 1, 2, 4)
+_MIN_TENSOR_SIZE = 1024
+_MIN_TABLE_SIZE = 16
 
 
 def mask_mod(
@@ -34,45 +38,66 @@ def mask_mod(
     With `window`, a key is visible only if it lies less than `window` positions from the query: the sliding
     window of a model, measured in position ids.
 
-    Visibility is looked up in the query's stretches (`ChunkMask.intervals`) by a binary search that is
-    unrolled into the code: memory O(tokens + edges), where an adjacency matrix would take O(chunks ** 2).
+    Memory O(tokens + active blocks + edges), where an adjacency matrix would take O(chunks ** 2). Each value
+    is used once or twice: torch's compiler writes a value out again wherever it is used, so that a search
+    (every step uses the one before several times) would grow exponentially with its steps.
     """
-    intervals = mask.intervals()
-    lengths = np.diff(mask.span_offsets)
-    num_stretches = np.diff(intervals.offsets)
-    steps = next(steps for steps in _SEARCH_STEPS if intervals.max_per_chunk() < 2**steps)
-    # One stretch past the end that sees nothing, for queries that have none and for the search's upper end.
-    never = mask.num_tokens + 1
-    as_tensor = _tensor_maker(device)
-    first = as_tensor(np.repeat(intervals.first, lengths))
-    low_of = as_tensor(np.repeat(intervals.offsets[:-1], lengths))
-    size_of = as_tensor(np.repeat(num_stretches, lengths))
-    starts = as_tensor(np.append(intervals.starts, never))
-    ends = as_tensor(np.append(intervals.ends, never))
-
-    def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
-        """`low` becomes the number of the query's stretches that start at or before k."""
-        seen = (first[q] <= k) & (k <= q)
-        if steps == 0:
-            return seen
-        base, size = low_of[q], size_of[q]
-        low = torch.zeros_like(k + q)
-        for step in reversed(range(steps)):
-            probe = low + (1 << step)
-            index = base + torch.minimum(probe, size) - 1
-            low = torch.where((probe <= size) & (starts[torch.clamp(index, min=0)] <= k), probe, low)
-        last = torch.clamp(base + low - 1, min=0)
-        return seen | ((low > 0) & (k < ends[last]))
-
+    most = mask.intervals().max_per_chunk()
+    visible = _by_stretches(mask, device) if most <= _STRETCHES[-1] else _by_edge_bits(mask, device)
     if window is None:
         return visible
     assert position_ids is not None
-    position = as_tensor(position_ids)
+    position = _as_tensor(position_ids, device)
 
     def visible_in_window(b: Any, h: Any, q: Any, k: Any) -> Any:
         return visible(b, h, q, k) & (torch.abs(position[q] - position[k]) < window)
 
     return visible_in_window
+
+
+def _by_stretches(mask: ChunkMask, device: torch.device | str) -> MaskMod:
+    intervals = mask.intervals()
+    lengths = np.diff(mask.span_offsets)
+    sizes = np.diff(intervals.offsets)
+    first = _as_tensor(np.repeat(intervals.first, lengths), device)
+    stretches: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for i in range(next(most for most in _STRETCHES if intervals.max_per_chunk() <= most)):
+        # A chunk without an i-th stretch has an empty one there.
+        starts, ends = np.zeros((2, mask.num_chunks), dtype=np.int64)
+        has = sizes > i
+        starts[has] = intervals.starts[intervals.offsets[:-1][has] + i]
+        ends[has] = intervals.ends[intervals.offsets[:-1][has] + i]
+        stretches.append(
+            (_as_tensor(np.repeat(starts, lengths), device), _as_tensor(np.repeat(ends, lengths), device))
+        )
+
+    def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
+        seen = (first[q] <= k) & (k <= q)
+        for start, end in stretches:
+            seen = seen | ((start[q] <= k) & (k < end[q]))
+        return seen
+
+    return visible
+
+
+def _by_edge_bits(mask: ChunkMask, device: torch.device | str) -> MaskMod:
+    bits = edge_bits(mask)
+    chunk = _as_tensor(mask.chunk_of(np.arange(mask.num_tokens)), device)
+    first_chunk = _as_tensor(bits.first_chunk, device)
+    num_words = _as_tensor(bits.num_words, device)
+    offsets = _as_table(bits.offsets, bits.nothing, device)
+    words = _as_tensor(bits.words.view(np.int32), device)
+    size = bits.block_size
+
+    def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
+        q_block, k_block = q // size, k // size
+        q_chunk, k_chunk = chunk[q], chunk[k]
+        column = k_chunk - first_chunk[k_block]
+        row = (q_chunk - first_chunk[q_block]) * num_words[k_block]
+        word = words[offsets[q_block, k_block] + row + column // 32]
+        return ((q_chunk == k_chunk) & (k <= q)) | (((word >> (column % 32)) & 1) == 1)
+
+    return visible
 
 
 def block_mask(
@@ -81,11 +106,13 @@ def block_mask(
     block_size: int = DEFAULT_BLOCK_SIZE,
     position_ids: Int64Array | None = None,
     window: int | None = None,
+    padded_length: int | None = None,
 ) -> BlockMask:
     """The `BlockMask` that `create_block_mask` would find by looking at every pair, in closed form.
 
     With `window`, blocks that lie wholly outside it are dropped, and a block is full only if it lies wholly
-    inside; a block in between is partial.
+    inside; a block in between is partial. With `padded_length`, the mask is for so many tokens, of which
+    those past the bundle's own see nothing and are seen by nobody.
     """
     blocks = active_blocks(mask, block_size)
     is_full = blocks.is_full
@@ -96,14 +123,15 @@ def block_mask(
         keep = nearest < window
         is_full = (is_full & (farthest < window))[keep]
         q_block, kv_block = q_block[keep], kv_block[keep]
-    num_blocks = blocks.num_blocks
+    length = padded_length or mask.num_tokens
+    num_blocks = -(-length // block_size)
     partial, full = (q_block[~is_full], kv_block[~is_full]), (q_block[is_full], kv_block[is_full])
     kv_num_blocks, kv_indices = _ordered(partial, num_blocks, device)
     q_num_blocks, q_indices = _ordered((partial[1], partial[0]), num_blocks, device)
     full_kv_num_blocks, full_kv_indices = _ordered(full, num_blocks, device)
     full_q_num_blocks, full_q_indices = _ordered((full[1], full[0]), num_blocks, device)
     return BlockMask(
-        seq_lengths=(mask.num_tokens, mask.num_tokens),
+        seq_lengths=(length, length),
         kv_num_blocks=kv_num_blocks,
         kv_indices=kv_indices,
         full_kv_num_blocks=full_kv_num_blocks,
@@ -153,6 +181,30 @@ def _position_distances(blocks: ActiveBlocks, position_ids: Int64Array) -> tuple
     return nearest, farthest
 
 
-def _tensor_maker(device: torch.device | str) -> Callable[[Int64Array], torch.Tensor]:
+def _as_tensor(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
+    """int32, repeating the last entry up to a power of two.
+
+    The size is marked as static: on a CPU torch generates code that does not compile when the size of a
+    tensor in a mask_mod is dynamic (torch 2.13).
+    """
+    size = max(_MIN_TENSOR_SIZE, 1 << (len(array) - 1).bit_length())
     # 32-bit indices: half the registers and loads of 64-bit ones in the kernel's innermost loop.
-    return lambda array: torch.from_numpy(array.astype(np.int32)).to(device)
+    padded = np.full(size, array[-1], dtype=np.int32)
+    padded[: len(array)] = array
+    return _static(padded, device)
+
+
+def _as_table(table: NDArray[np.int32], filler: int, device: torch.device | str) -> torch.Tensor:
+    """As `_as_tensor`, for a square: filled up with `filler`."""
+    size = max(_MIN_TABLE_SIZE, 1 << (len(table) - 1).bit_length())
+    padded = np.full((size, size), filler, dtype=np.int32)
+    padded[: len(table), : len(table)] = table
+    return _static(padded, device)
+
+
+def _static(array: NDArray[np.int32], device: torch.device | str) -> torch.Tensor:
+    from torch._dynamo import mark_static
+
+    tensor = torch.from_numpy(array).to(device)
+    mark_static(tensor)
+    return tensor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, fields
 
 from legraph.links import topological_order
 from legraph.parse import ParsedFile
@@ -42,6 +42,8 @@ class GraphChunk:
     start: int | None = None
     end: int | None = None
     generate: Generate | None = None
+    completion: str | None = None
+    loss: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Graph:
     chunks: tuple[GraphChunk, ...]
     positions: PositionPolicy = "causal"
     tokenizer: str | None = None
-    source: SourceText | None = None
+    # Where it came from is not what it is.
+    source: SourceText | None = field(default=None, compare=False, repr=False)
 
     def order(self) -> list[int]:
         """Stable topological order of the chunks, as indices."""
@@ -67,7 +70,15 @@ class Graph:
 
     def sha256(self) -> str:
         """Hash of the content, equal for YAML and TOML twins: of the meaning, not of the file's bytes."""
-        content = [self.positions, [asdict(chunk) for chunk in self.chunks]]
+        # Attribute by attribute: `asdict` copies every part of every chunk.
+        content = [
+            self.positions,
+            [
+                [getattr(chunk, part.name) for part in fields(chunk) if part.name != "generate"]
+                + [asdict(chunk.generate) if chunk.generate else None]
+                for chunk in self.chunks
+            ],
+        ]
         return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()
 
 
@@ -81,5 +92,7 @@ def build_graph(parsed: ParsedFile) -> Graph:
     for chunk, text in zip(spec.chunks, parsed.texts, strict=True):
         parents = tuple(index_by_name[parent] for parent in chunk.parents if parent in index_by_name)
         generate = Generate.from_spec(chunk.generate) if chunk.generate else None
-        chunks.append(GraphChunk(chunk.name, text, bos + parents, chunk.start, chunk.end, generate))
+        pinned = chunk.start, chunk.end
+        learned = chunk.completion, chunk.loss
+        chunks.append(GraphChunk(chunk.name, text, bos + parents, *pinned, generate, *learned))
     return Graph(tuple(chunks), spec.positions, spec.tokenizer, parsed.source)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
@@ -34,32 +34,40 @@ class Layout:
     position_ids: Int64Array
 
 
-def build_layout(graph: Graph, lengths: Int64Array, order: TokenOrder = "declared") -> Layout:
+def build_layout(
+    graph: Graph,
+    lengths: Int64Array,
+    order: TokenOrder = "declared",
+    text_lengths: Int64Array | None = None,
+) -> Layout:
     """Lays a graph out.
 
     Args:
-        lengths: int64 [K], number of tokens of each chunk, in declared order. No chunk's `end` may be
-            smaller than its length (`negative_starts`).
+        lengths: int64 [K], number of tokens of each chunk, in declared order.
+        text_lengths: the same without completions: `end` fixes where the text ends. No chunk's `end` may be
+            smaller (`negative_starts`). Default: `lengths`.
         order: "declared" is the stable topological order; "locality" puts a chunk next to its parents where
-            that leaves fewer active blocks, and is never worse than "declared" by that count.
+            that leaves fewer active blocks, and is never worse than "declared" by that count. It moves
+            tokens and nothing else: position ids are those of "declared" under every policy.
     """
-    chosen = graph.order()
+    if order not in get_args(TokenOrder):
+        raise ValueError(f"order is {order!r}; expected one of {', '.join(get_args(TokenOrder))}")
+    chosen = declared = graph.order()
     mask = _structure(graph, lengths, chosen)
     if order == "locality":
         other = _depth_first_order(graph)
         other_mask = _structure(graph, lengths, other)
         if len(active_blocks(other_mask)) < len(active_blocks(mask)):
             chosen, mask = other, other_mask
-    starts = _starts(graph, lengths, chosen)
-    in_order = lengths[chosen]
-    position_ids = np.arange(mask.num_tokens) + np.repeat(starts - mask.span_offsets[:-1], in_order)
+    starts = _starts(graph, lengths, lengths if text_lengths is None else text_lengths, declared)[chosen]
+    position_ids = np.arange(mask.num_tokens) + np.repeat(starts - mask.span_offsets[:-1], lengths[chosen])
     return Layout(np.asarray(chosen, dtype=np.int64), mask, position_ids)
 
 
-def negative_starts(graph: Graph, lengths: Int64Array) -> dict[int, int]:
-    """The chunks (in declared order) whose `end` is smaller than their length, and where they would start."""
+def negative_starts(graph: Graph, text_lengths: Int64Array) -> dict[int, int]:
+    """The chunks (in declared order) whose `end` is smaller than their text, and where they would start."""
     ends = ((i, chunk.end) for i, chunk in enumerate(graph.chunks) if chunk.end is not None)
-    return {i: end - int(lengths[i]) for i, end in ends if end < lengths[i]}
+    return {i: end - int(text_lengths[i]) for i, end in ends if end < text_lengths[i]}
 
 
 def start_after(ends: Sequence[int], policy: PositionPolicy, next_flat: int) -> int:
@@ -90,18 +98,18 @@ def _offsets(sizes: Int64Array) -> Int64Array:
     return offsets
 
 
-def _starts(graph: Graph, lengths: Int64Array, order: list[int]) -> Int64Array:
-    """First position of every chunk, in token order."""
+def _starts(graph: Graph, lengths: Int64Array, text_lengths: Int64Array, order: list[int]) -> Int64Array:
+    """First position of every chunk, by its index in the graph. `order` is topological; "flat" follows it."""
     has_child = {parent for chunk in graph.chunks for parent in chunk.parents}
     starts = np.zeros(len(order), dtype=np.int64)
     end_of = [0] * len(order)
     next_flat = 0
-    for at, i in enumerate(order):
+    for i in order:
         chunk, length = graph.chunks[i], int(lengths[i])
-        start = _explicit_start(chunk, length)
+        start = _explicit_start(chunk, int(text_lengths[i]))
         if start is None:
             start = start_after([end_of[parent] for parent in chunk.parents], graph.positions, next_flat)
-        starts[at] = start
+        starts[i] = start
         end_of[i] = start + length
         next_flat += length
         if chunk.generate is not None and i in has_child:
@@ -110,11 +118,11 @@ def _starts(graph: Graph, lengths: Int64Array, order: list[int]) -> Int64Array:
     return starts
 
 
-def _explicit_start(chunk: GraphChunk, length: int) -> int | None:
+def _explicit_start(chunk: GraphChunk, text_length: int) -> int | None:
     if chunk.end is None:
         return chunk.start
-    assert chunk.end >= length
-    return chunk.end - length
+    assert chunk.end >= text_length
+    return chunk.end - text_length
 
 
 def _depth_first_order(graph: Graph) -> list[int]:

@@ -16,6 +16,7 @@ import torch
 
 from legraph.attention import IMPLEMENTATIONS, Attention, dense_form, for_each_layer_kind, within_window
 from legraph.errors import ModelError
+from legraph.tokens import SHIPPED_FOLDER, SHIPPED_MODEL
 
 # The probe: two one-chunk documents and a question that sees the first one only.
 _PROBE_LENGTH = 6
@@ -25,14 +26,15 @@ _LEAK_SHARE = 1e-3
 
 
 def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any:
-    """Loads a causal LM by path or hub id, in evaluation mode.
+    """Loads a causal LM by path or hub id, in evaluation mode; `recall` ships with legraph.
 
     Args:
         device: a torch device; default the first CUDA device, else the CPU.
         dtype: a torch dtype's name; "auto" is the checkpoint's own on a GPU and float32 on a CPU.
 
     Raises:
-        ModelError: it cannot be loaded, has no causal LM class, lacks weights, or does not fit into memory.
+        ModelError: it cannot be loaded, has no causal LM class, lacks weights or has some of another shape,
+            or does not fit into memory.
     """
     from transformers import AutoModelForCausalLM
 
@@ -40,22 +42,48 @@ def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any
     with run_errors(f"loading model {name!r}"):
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                name, dtype=_dtype(dtype, target), output_loading_info=True
+                SHIPPED_FOLDER if name == SHIPPED_MODEL else name,
+                dtype=_dtype(dtype, target),
+                output_loading_info=True,
+                # What does not fit is reported below, by name, instead of as a table on stderr.
+                ignore_mismatched_sizes=True,
             )
             model, report = loaded
-        except (OSError, ValueError, KeyError, ImportError, AttributeError) as error:
-            lines = str(error).strip().splitlines()
+        except Exception as error:  # transformers and its file formats raise a dozen types
+            if isinstance(error, ModelError) or _is_out_of_memory(error):
+                raise
             raise ModelError(
-                f"model {name!r} cannot be loaded: {lines[0] if lines else type(error).__name__}",
+                f"model {name!r} cannot be loaded: {_reason(error)}",
                 "give a folder with config.json and model.safetensors, or a hub id that can be reached here",
             ) from None
-        missing = sorted(report["missing_keys"])
-        if missing:
-            raise ModelError(
-                f"model {name!r} lacks {len(missing)} of its weights, among them {missing[0]}",
-                "the checkpoint was made for another class of model; use one made for causal language models",
-            )
+        _check_weights(name, report)
         return model.to(target).eval()
+
+
+def _check_weights(name: str, report: dict[str, Any]) -> None:
+    """transformers fills weights that are missing or do not fit with random numbers."""
+    hint = "the checkpoint was made for another class of model; use one made for causal language models"
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise ModelError(
+            f"model {name!r} lacks {len(missing)} of its weights, among them {missing[0]}",
+            hint,
+        )
+    misfits = sorted(key for key, *_ in report["mismatched_keys"])
+    if misfits:
+        raise ModelError(
+            f"model {name!r}: {len(misfits)} weights have another shape than config.json says, "
+            f"among them {misfits[0]}",
+            hint,
+        )
+
+
+def _reason(error: BaseException) -> str:
+    """What a library's error says first: its messages go on for paragraphs."""
+    first, *rest = str(error).strip().splitlines() or [type(error).__name__]
+    if first.endswith(":") and rest:
+        first += " " + rest[0].strip()
+    return first.split(". ")[0].rstrip(".")
 
 
 def _device(name: str | None) -> torch.device:
@@ -112,7 +140,7 @@ def use_attention(model: Any, attn: Attention) -> None:
     try:
         model.set_attn_implementation(wanted)
     except (ValueError, ImportError, AttributeError) as error:
-        raise _cannot_use(model, attn, str(error).splitlines()[0]) from None
+        raise _cannot_use(model, attn, _reason(error)) from None
     if model.config._attn_implementation != wanted:
         raise _cannot_use(model, attn, "its class keeps the one it was made with")
 
@@ -173,6 +201,9 @@ def check_obeys(model: Any) -> None:
         ModelError: it sees what the mask hides, does not see what it shows, or does not care for positions.
     """
     name = type(model).__name__
+    if "local" in (getattr(model.config, "attention_layers", None) or ()):
+        # GPT-Neo: its window is too wide for the probe, and it counts tokens, not positions.
+        raise _disobeys(name, "has a window over the last tokens, whichever the mask shows")
     attn = dense_attention(model)
     use_attention(model, attn)
     ids_BT, positions_BT, visible_TT = _probe(model)
@@ -186,9 +217,8 @@ def check_obeys(model: Any) -> None:
         with run_errors(f"trying out {name}"):
             output = model(input_ids=ids_BT, position_ids=positions_BT, attention_mask=masks, use_cache=False)
     except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ModelError(
-            f"{name} cannot take a graph's mask and positions: {reason}",
+            f"{name} cannot take a graph's mask and positions: {_reason(error)}",
             "use a decoder-only model with rotary or learned position ids, such as Llama, Qwen or Mistral",
         ) from None
     base, unseen, seen, moved = output.logits[:, -1].float()

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from legraph.errors import ModelError
 from legraph.graph import Generate
 
 DEFAULT_SEED = 0
@@ -45,6 +46,7 @@ class Sampler:
             TopPLogitsWarper,
         )
 
+        self.chunk = chunk
         self.is_greedy = not settings.temperature
         self.warpers = LogitsProcessorList()
         if self.is_greedy:
@@ -58,13 +60,30 @@ class Sampler:
         self.generator = torch.Generator().manual_seed(seed)
 
     def draw(self, logits_V: torch.Tensor) -> int:
-        """The next token, from the logits [V] at the chunk's last token."""
+        """The next token, from the logits [V] at the chunk's last token.
+
+        Raises:
+            ModelError: the logits are not numbers to choose by.
+        """
         if self.is_greedy:
-            return int(logits_V.argmax())
-        scores = logits_V.float().cpu()[None]
+            token = int(logits_V.argmax())
+            self._check(logits_V[token])
+            return token
+        # In float64 and counted down from the largest, no temperature is too small to divide by.
+        scores = logits_V.double().cpu()
+        highest = scores.max()
+        self._check(highest)
         no_ids: Any = torch.empty((1, 0), dtype=torch.long)
-        scores = self.warpers(no_ids, scores)
+        scores = self.warpers(no_ids, (scores - highest)[None])
         return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
+
+    def _check(self, highest: torch.Tensor) -> None:
+        """NaN counts as the largest of all, so one look at the largest logit finds it."""
+        if not highest.isfinite():
+            raise ModelError(
+                f"the model's logits for chunk {self.chunk!r} are not finite numbers",
+                "float16 overflows in many models: use --dtype bfloat16 or float32",
+            )
 
 
 def _mixed_seed(seed: int, chunk: str) -> int:

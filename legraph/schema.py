@@ -93,6 +93,19 @@ class ChunkSpec(Spec):
         description="Path of a UTF-8 text file, instead of text; relative to the graph file.",
         examples=["docs/two.txt"],
     )
+    completion: str | None = Field(
+        default=None,
+        min_length=1,
+        description="What follows the text as if the model had written it there: the answer to learn, or one "
+        "written before. It is tokenized apart from the text.",
+        examples=[" Ring-ding-ding.<|eos|>"],
+    )
+    loss: bool = Field(
+        default=False,
+        description="Label the completion's tokens for training; without a completion, the text's. A chunk's "
+        "first token is never labelled: no single token comes before it.",
+        examples=[True],
+    )
     parents: tuple[str, ...] = Field(
         default=(),
         strict=False,

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 
@@ -18,18 +21,32 @@ from legraph.errors import TokenizerError
 from legraph.graph import Graph
 from legraph.mask import Int64Array
 
+# The model in the box: small, and good at one thing, finding facts in the chunks it sees.
+SHIPPED_MODEL = "recall"
+SHIPPED_FOLDER = Path(__file__).parent / "recall"
 BYTES_TOKENIZER = "bytes"
 BYTES_SPECIAL_TOKENS = ("<|bos|>", "<|eos|>", "<|eot|>", "<|pad|>")
 # Texts are handed over in slices so that the tokenizer's offsets and word maps never pile up.
 ENCODE_SLICE = 2048
+_LOADABLE = "give a folder that holds tokenizer.json, or a hub id that can be reached from here"
+
+
+_FINGERPRINTS: WeakKeyDictionary[Any, tuple[int, str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizedGraph:
-    """Token ids of all chunks, end to end in declared order. int64 [N], int64 [K + 1]."""
+    """Token ids of all chunks, end to end in declared order.
+
+    Attributes:
+        ids: int64 [N].
+        offsets: int64 [K + 1], chunk i holds `ids[offsets[i]:offsets[i + 1]]`, its completion included.
+        text_lengths: int64 [K], number of tokens of each chunk without its completion.
+    """
 
     ids: Int64Array
     offsets: Int64Array
+    text_lengths: Int64Array
 
     def lengths(self) -> Int64Array:
         return np.diff(self.offsets)
@@ -43,23 +60,27 @@ class TokenizedGraph:
 
 
 def load_tokenizer(name: str | None) -> Any:
-    """The tokenizer at a path or hub id; `bytes`, which is also the default, ships with legraph.
+    """The tokenizer at a path or hub id; `recall`, which is also the default, and `bytes` ship with legraph.
 
     Raises:
         TokenizerError: it cannot be loaded, or is a slow tokenizer.
     """
-    if name is None or name == BYTES_TOKENIZER:
+    if name == BYTES_TOKENIZER:
         return bytes_tokenizer()
+    if name is None or name == SHIPPED_MODEL:
+        tokenizer = load_tokenizer(str(SHIPPED_FOLDER))
+        tokenizer.name_or_path = SHIPPED_MODEL
+        return tokenizer
+    if name.startswith((os.sep, ".")) and not Path(name).exists():
+        # transformers would take it for a hub id, and say that it is a malformed one.
+        raise TokenizerError(f"tokenizer {name!r} cannot be loaded: no such folder", _LOADABLE)
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(name)
     except Exception as error:  # transformers raises OSError, ValueError, KeyError and more here
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise TokenizerError(
-            f"tokenizer {name!r} cannot be loaded: {reason}",
-            "give a folder that holds tokenizer.json, or a hub id that can be reached from here",
-        ) from None
+        raise TokenizerError(f"tokenizer {name!r} cannot be loaded: {reason}", _LOADABLE) from None
     return check_tokenizer(tokenizer)
 
 
@@ -81,7 +102,7 @@ def check_tokenizer(tokenizer: Any) -> Any:
 def bytes_tokenizer() -> Any:
     """One token for each UTF-8 byte (ids 0..255), then <|bos|>, <|eos|>, <|eot|>, <|pad|>.
 
-    For graphs that name no tokenizer: structure, masks and positions can be looked at with no download.
+    For looking at structure, masks and positions where one token should be one letter.
     """
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
@@ -114,7 +135,17 @@ def fingerprint(tokenizer: Any) -> str:
     """SHA-256 of what turns text into ids: vocabulary, merges, normaliser, special tokens.
 
     Padding and truncation settings are left out: they are state of the last call, not of the vocabulary.
+    It is remembered for each tokenizer until tokens are added, because writing out a large vocabulary takes
+    longer than compiling most graphs.
     """
+    size, found = _FINGERPRINTS.get(tokenizer, (-1, ""))
+    if size != len(tokenizer):
+        found = _computed_fingerprint(tokenizer)
+        _FINGERPRINTS[tokenizer] = (len(tokenizer), found)
+    return found
+
+
+def _computed_fingerprint(tokenizer: Any) -> str:
     content = json.loads(tokenizer.backend_tokenizer.to_str())
     for key in ("version", "truncation", "padding"):
         content.pop(key, None)
@@ -132,7 +163,7 @@ def tokenize(
     Raises:
         TokenizerError: the graph wants a BOS token and the tokenizer has none.
     """
-    parts, lengths = list[Int64Array](), list[int]()
+    parts, lengths, text_lengths = list[Int64Array](), list[int](), list[int]()
     chunks = list(graph.chunks)
     if chunks and chunks[0].text is None:
         if tokenizer.bos_token_id is None:
@@ -142,20 +173,33 @@ def tokenize(
             )
         parts.append(np.array([tokenizer.bos_token_id], dtype=np.int64))
         lengths.append(1)
+        text_lengths.append(1)
         chunks = chunks[1:]
     for at in range(0, len(chunks), ENCODE_SLICE):
-        texts = [chunk.text for chunk in chunks[at : at + ENCODE_SLICE]]
-        encoded = tokenizer(
-            texts,
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_token_type_ids=False,
-            verbose=False,
-        )
-        rows = encoded["input_ids"]
+        part = chunks[at : at + ENCODE_SLICE]
+        rows = _encode(tokenizer, [chunk.text for chunk in part])
+        text_lengths += [len(row) for row in rows]
+        # Apart from the text, as the tokens that a model generates there would be.
+        completed = [i for i, chunk in enumerate(part) if chunk.completion is not None]
+        completions = _encode(tokenizer, [part[i].completion for i in completed])
+        for i, completion in zip(completed, completions, strict=True):
+            rows[i] = rows[i] + completion
         lengths += [len(row) for row in rows]
         parts.append(np.fromiter((i for row in rows for i in row), dtype=np.int64))
-        advance(len(texts))
+        advance(len(part))
     offsets = np.zeros(len(lengths) + 1, dtype=np.int64)
     np.cumsum(lengths, out=offsets[1:])
-    return TokenizedGraph(np.concatenate(parts), offsets)
+    return TokenizedGraph(np.concatenate(parts), offsets, np.array(text_lengths, dtype=np.int64))
+
+
+def _encode(tokenizer: Any, texts: list[str | None]) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = tokenizer(
+        texts,
+        add_special_tokens=False,
+        return_attention_mask=False,
+        return_token_type_ids=False,
+        verbose=False,
+    )
+    return encoded["input_ids"]

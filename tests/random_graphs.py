@@ -2,11 +2,15 @@
 
 `dags()` gives the bare structure, `graphs()` a `Graph` with texts, positions and settings, in any order of
 declaration, and `bundles()` what the compiler makes of such a graph.
+
+`content` and `drawn` are what tests compare bundles and masks by.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,9 +23,14 @@ from legraph.mask import ChunkMask
 from legraph.tokens import bytes_tokenizer
 
 MAX_CHUNKS = 30
-MAX_LENGTH = 12
+MAX_LENGTH = 8
 LETTERS = "abcdefghijklmnopqrstuvwxyz"
-BYTES: Any = bytes_tokenizer()
+
+
+@cache
+def tokenizer() -> Any:
+    """One token for each byte, so a text's length is its number of tokens."""
+    return bytes_tokenizer()
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ def brute_force_mask(dag: Dag) -> np.ndarray:
 
 @st.composite
 def dags(draw: st.DrawFn, max_chunks: int = MAX_CHUNKS, max_length: int = MAX_LENGTH) -> Dag:
-    """1 to `max_chunks` chunks of 1 to `max_length` tokens: roots, chains, diamonds, joins, several leaves."""
+    """1 to `max_chunks` chunks of 1 to `max_length` tokens: roots, chains, diamonds, several leaves."""
     num_chunks = draw(st.integers(1, max_chunks))
     lengths = draw(st.lists(st.integers(1, max_length), min_size=num_chunks, max_size=num_chunks))
     parents = [()]
@@ -101,6 +110,34 @@ def graphs(
     return Graph(tuple(chunks), draw(st.sampled_from(policies)))  # pyright: ignore[reportArgumentType]
 
 
-def bundles(graph: st.SearchStrategy[Graph] | None = None) -> st.SearchStrategy[Bundle]:
+def bundles(
+    max_chunks: int = MAX_CHUNKS, max_length: int = MAX_LENGTH, plain: bool = True
+) -> st.SearchStrategy[Bundle]:
     """Compiled graphs, with the `bytes` tokenizer."""
-    return (graph if graph is not None else graphs()).map(lambda made: compile_graph(made, BYTES))
+    made = graphs(dags(max_chunks, max_length), plain=plain)
+    return made.map(lambda graph: compile_graph(graph, tokenizer()))
+
+
+def dag_in_order(graph: Graph, names: Sequence[str]) -> Dag:
+    """What a graph of ASCII texts says of lengths and parents, with its chunks in the given order."""
+    chunk_by_name = {chunk.name: chunk for chunk in graph.chunks}
+    place = {name: at for at, name in enumerate(names)}
+    chunks = [chunk_by_name[name] for name in names]
+    return Dag(
+        tuple(len(chunk.text or "") for chunk in chunks),
+        tuple(tuple(sorted(place[graph.chunks[i].name] for i in chunk.parents)) for chunk in chunks),
+    )
+
+
+def content(bundle: Bundle) -> dict[str, Any]:
+    """Everything a bundle holds, as values that can be compared."""
+    arrays = ("input_ids", "position_ids", "span_offsets", "parent_offsets", "parent_indices")
+    return {key: getattr(bundle, key).tolist() for key in arrays} | {
+        "span_names": bundle.span_names,
+        "meta": bundle.meta,
+    }
+
+
+def drawn(mask: Any) -> str:
+    """A bool matrix as text: a line for each query, `#` where it sees the key, `.` where it does not."""
+    return "\n".join("".join("#" if seen else "." for seen in row) for row in np.asarray(mask).tolist())

@@ -12,22 +12,32 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legraph.attention import layer_windows, many_flex_versions, model_inputs
+from legraph.attention import attention_mask, layer_windows, many_flex_versions
 from legraph.bundle import Bundle
 from legraph.compiler import Chunk, compile_chunks
 from legraph.errors import ModelError
+from legraph.flexattention import padded_length
 from legraph.model import supported_attention, use_attention
-from tests.random_bundles import bundles, tokenizer
+from tests.random_graphs import bundles, tokenizer
 from tests.tiny_models import tiny_model
 
+# One length for all bundles: one compilation of flex for each number of search steps.
+MAX_TOKENS = padded_length(30 * 8)
 MODELS = ["llama", "llama-gqa", "qwen3", "mistral", "gpt-neox", "gemma3", "phi3"]
 WINDOWED = ["mistral-window", "gemma3", "gemma2"]
 
 
 def logits(model: Any, bundle: Bundle, attn: str) -> torch.Tensor:
     use_attention(model, attn)  # type: ignore[arg-type]
+    inputs = bundle.model_inputs("cpu", attn, config=model.config)
+    if attn == "flex":
+        # As the engine does: padded, so that graphs of other lengths need no other compilation.
+        length = MAX_TOKENS
+        inputs["attention_mask"] = attention_mask(
+            bundle.mask, bundle.position_ids, "cpu", "flex", model.config, padded_length=length
+        )
     with torch.inference_mode(), many_flex_versions():
-        return model(**bundle.model_inputs("cpu", attn, config=model.config), use_cache=False).logits[0]
+        return model(**inputs, use_cache=False).logits[0]
 
 
 @settings(max_examples=200, deadline=None)
@@ -59,7 +69,7 @@ def test_only_descendants_notice_a_changed_chunk(name: str, bundle: Bundle, data
         if chunk not in descendants:
             assert torch.equal(before[span], after[span]), "a chunk noticed what it cannot see"
         elif changed in bundle.parents(chunk) and name != "gemma3":
-            # Gemma's windowed layers may hide a far parent from some tokens; below, windows have their own test.
+            # Gemma's windowed layers may hide a far parent; windows have their own test below.
             assert not torch.equal(before[span], after[span]), "a child did not notice its parent"
 
 
@@ -149,4 +159,4 @@ def test_model_inputs_shapes_and_dtypes() -> None:
     assert eager["attention_mask"].dtype == torch.float16
     assert sdpa["attention_mask"].shape == eager["attention_mask"].shape == (1, 1, 3, 3)
     with pytest.raises(ValueError, match="attn is 'flash'; expected one of flex, sdpa, eager"):
-        model_inputs(bundle.input_ids, bundle.position_ids, bundle.mask, "cpu", "flash")
+        bundle.model_inputs("cpu", "flash")

@@ -19,7 +19,7 @@ from legraph.errors import BundleError, ModelError
 from legraph.graph import Generate
 from legraph.model import supported_attention, use_attention
 from legraph.tokens import bytes_tokenizer
-from tests.random_bundles import bundles, tokenizer
+from tests.random_graphs import bundles, tokenizer
 from tests.tiny_models import tiny_model
 
 NEVER = frozenset[int]()

@@ -1,0 +1,107 @@
+"""FlexAttention for transformers, compiled a few times instead of once for every length.
+
+Run side: imports torch and transformers. transformers' own implementation ("flex_attention") leaves the
+shapes to torch, which makes them dynamic when it meets a second length. On a CPU that ends in code that does
+not compile, or in minutes of symbolic algebra (torch 2.13). Here every shape is static, and lengths are
+rounded up to a few: queries, keys and values are padded to the length of the `BlockMask`, in which the
+padding sees nothing and is seen by nobody.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+from torch.nn.attention.flex_attention import AuxRequest, BlockMask, flex_attention
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from legraph.errors import ModelError
+
+NAME = "legraph_flex_attention"
+_MIN_LENGTH = 256
+
+
+def padded_length(num_tokens: int) -> int:
+    """The smallest 2^k or 3 * 2^k that holds so many tokens: at most a third of it is padding."""
+    power = max(_MIN_LENGTH, 1 << (num_tokens - 1).bit_length())
+    return power * 3 // 4 if power > _MIN_LENGTH and num_tokens <= power * 3 // 4 else power
+
+
+def flex_attention_forward(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: Any,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    s_aux: torch.Tensor | None = None,
+    **_: Any,
+) -> tuple[torch.Tensor, None]:
+    """What transformers calls in each layer: [1, H, N, D] in, [1, N, H, D] out.
+
+    Args:
+        attention_mask: a `BlockMask` of N tokens or more.
+        softcap: scores are squeezed into (-softcap, softcap) (Gemma 2).
+        s_aux: attention sinks [H]: scores of a key without a value (gpt-oss).
+
+    Raises:
+        ModelError: another mask, or attention sinks on a CPU, where torch gives no log-sum-exp.
+    """
+    if not isinstance(attention_mask, BlockMask):
+        raise ModelError(
+            f"{NAME} takes a BlockMask, not {type(attention_mask).__name__}",
+            "make the model's inputs with Bundle.model_inputs(attn='flex')",
+        )
+    if s_aux is not None and query.device.type == "cpu":
+        raise ModelError(
+            "attention sinks cannot be computed with flex attention on a CPU", "use --attn eager"
+        )
+    # Under autocast the rotary embedding makes queries and keys float32 again.
+    query, key = query.to(value.dtype), key.to(value.dtype)
+    num_tokens = query.shape[2]
+    room = attention_mask.seq_lengths[0] - num_tokens
+    if room:
+        query, key, value = (torch.nn.functional.pad(part, (0, 0, 0, room)) for part in (query, key, value))
+    result: Any = _kernel()(
+        query,
+        key,
+        value,
+        score_mod=None if softcap is None else _softcap(softcap),
+        block_mask=attention_mask,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+        return_aux=None if s_aux is None else AuxRequest(lse=True),
+    )
+    if s_aux is not None:
+        result, aux = result
+        # exp(lse) / (exp(lse) + exp(sink)): the share of the probability that is not the sink's.
+        result = result * torch.sigmoid(aux.lse - s_aux[None, :, None])[..., None].to(result.dtype)
+    return result[:, :, :num_tokens].transpose(1, 2).contiguous(), None
+
+
+@cache
+def _compiled() -> Any:
+    return torch.compile(flex_attention, dynamic=False)
+
+
+def _kernel() -> Any:
+    """Inside a compiled model the kernel is compiled with the rest."""
+    return flex_attention if torch.compiler.is_compiling() else _compiled()
+
+
+@cache
+def _softcap(limit: float) -> Any:
+    """One function for each limit: torch compiles anew for another function object."""
+
+    def score_mod(score: Any, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return limit * torch.tanh(score / limit)
+
+    return score_mod
+
+
+AttentionInterface.register(NAME, flex_attention_forward)
+# Without a mask function of its own, transformers would pass no mask at all, without a word.
+AttentionMaskInterface.register(NAME, ALL_MASK_ATTENTION_FUNCTIONS["flex_attention"])
