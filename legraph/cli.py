@@ -6,6 +6,7 @@ it: `legraph --help` and `legraph check` load neither numpy nor torch nor transf
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
 
 import typer
 
@@ -23,8 +24,6 @@ from legraph.source import STDIN
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-    from rich.console import Console
 
     from legraph.bundle import Bundle
     from legraph.engine import Engine, RunResult
@@ -57,26 +56,68 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 
 def main() -> NoReturn:
     """Entry point: the only place where errors are drawn, once, and turned into an exit code."""
+    code = 0
     try:
-        app(standalone_mode=False)
+        _prepare_process()
+        code = _exit_code_of(sys.argv[1:])
+        _flush_stdout()
+    except BrokenPipeError:
+        # The reader (head, less) has seen enough.
+        _abandon_stdout()
+    except OSError as error:
+        # Files answer for themselves; what is left is the world around: a full disk behind standard output.
+        _abandon_stdout()
+        _draw_error(error.strerror or str(error))
+        code = 1
+    sys.exit(code)
+
+
+def _flush_stdout() -> None:
+    """Here and not while Python shuts down, where nobody can catch what goes wrong."""
+    stdout: TextIO | None = sys.stdout  # a process may be started without one
+    if stdout is not None:
+        stdout.flush()
+
+
+def _abandon_stdout() -> None:
+    """What is still to be written goes nowhere; Python would complain about it while it shuts down."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def _exit_code_of(arguments: list[str]) -> int:
+    # Not `app()`: it would swallow exit codes, interrupts and broken pipes, each in a way of its own.
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("legraph", arguments) as context:
+            command.invoke(context)
     except LegraphError as error:
         _draw_error(str(error))
-        sys.exit(error.exit_code)
-    except BrokenPipeError:
-        # The reader (head, less) has seen enough; without this Python complains while it shuts down.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+        return error.exit_code
     except KeyboardInterrupt:
         _draw_error("interrupted")
-        sys.exit(130)
+        return 130
     except Exception as error:
         # typer carries click inside; its usage errors know how to show themselves and which code they have.
         if not hasattr(error, "exit_code"):
             raise
         if hasattr(error, "show"):
             error.show()  # type: ignore[attr-defined]
-        sys.exit(error.exit_code)  # type: ignore[attr-defined]
-    sys.exit(0)
+        return error.exit_code  # type: ignore[attr-defined]
+    return 0
+
+
+def _prepare_process() -> None:
+    """What transformers and the hub say on stderr is for their users; ours get their errors from legraph."""
+    for name, value in (
+        ("HF_HUB_DISABLE_PROGRESS_BARS", "1"),
+        ("HF_HUB_VERBOSITY", "error"),
+        ("TRANSFORMERS_VERBOSITY", "error"),
+        ("TOKENIZERS_PARALLELISM", "true"),
+    ):
+        os.environ.setdefault(name, value)
+    # A model may write any character; a terminal or pipe that lacks it must not end the run.
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _version(wanted: bool) -> None:
@@ -141,11 +182,13 @@ def show(
     """Draw a graph as a tree, from the leaves up, with token counts, positions and totals."""
     from legraph.show import summary, tree
 
-    bundle = _bundle(source, tokenizer, order)
+    # For a bundle it only turns ids back into text; a graph is compiled with it.
+    loaded = _tokenizer(tokenizer)
+    bundle = _bundle(source, loaded, order)
     if as_json:
-        print(json.dumps(summary(bundle)))
+        print(json.dumps(summary(bundle, loaded)))
     else:
-        _stdout_console().print(tree(bundle))
+        _print_picture(tree(bundle, loaded))
 
 
 @app.command()
@@ -183,7 +226,10 @@ def check(
 def run(
     source: InputArgument,
     model: Annotated[
-        str | None, typer.Option("--model", metavar="M", help="Path or hub id of a causal LM.")
+        str | None,
+        typer.Option(
+            "--model", metavar="M", help="Path or hub id of a causal LM; default: recall, in the box."
+        ),
     ] = None,
     tokenizer: TokenizerOption = None,
     device: Annotated[
@@ -246,7 +292,7 @@ def _graph(path: str) -> Any:
     return build_graph(parse_file(path))
 
 
-def _compiled(path: str, tokenizer: str | None, order: str) -> Bundle:
+def _compiled(path: str, tokenizer: Any, order: str) -> Bundle:
     _one_of("--order", order, ("declared", "locality"))
     return _compile_graph(_graph(path), tokenizer, order)
 
@@ -258,8 +304,18 @@ def _compile_graph(graph: Any, tokenizer: Any, order: str) -> Bundle:
         return compile_graph(graph, tokenizer, order=order, advance=advance)  # type: ignore[arg-type]
 
 
-def _bundle(source: str, tokenizer: str | None, order: str) -> Bundle:
-    return _load_bundle(source) if _is_bundle(source) else _compiled(source, tokenizer, order)
+def _tokenizer(name: str | None) -> Any:
+    from legraph.tokens import load_tokenizer
+
+    return None if name is None else load_tokenizer(name)
+
+
+def _bundle(source: str, tokenizer: Any, order: str) -> Bundle:
+    if not _is_bundle(source):
+        return _compiled(source, tokenizer, order)
+    if order != "declared":
+        raise InputError(Problem(f"{source} is compiled: its token order is fixed", "--order with a graph"))
+    return _load_bundle(source)
 
 
 def _is_bundle(source: str) -> bool:
@@ -273,23 +329,9 @@ def _load_bundle(path: str) -> Bundle:
 
 
 def _engine(model: str | None, tokenizer: str | None, device: str | None, dtype: str, attn: str) -> Engine:
-    _quiet_libraries()
     from legraph.engine import Engine
-    from legraph.errors import ModelError
 
-    if model is None:
-        raise ModelError("no model was named", "give one with --model: a folder, or a hub id")
     return Engine.load(model, tokenizer, device=device, dtype=dtype, attn=attn)
-
-
-def _quiet_libraries() -> None:
-    """What transformers and the hub say on stderr is for their users; ours get their errors from legraph."""
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 def _streamed(engine: Engine, bundle: Bundle, settings: Any, shown: bool) -> RunResult:
@@ -304,7 +346,7 @@ def _streamed(engine: Engine, bundle: Bundle, settings: Any, shown: bool) -> Run
                     print(flush=True)
                 return event
             advance(1)
-            if not shown:
+            if not shown or not event.text:
                 continue
             if several and event.chunk != last:
                 # Branches speak in turns; a heading says whose turn it is.
@@ -316,7 +358,7 @@ def _streamed(engine: Engine, bundle: Bundle, settings: Any, shown: bool) -> Run
 
 def _print_outputs(result: RunResult) -> None:
     if len(result.outputs) == 1:
-        print(next(iter(result.outputs.values())).text.strip("\n"))
+        print(next(iter(result.outputs.values())).text.strip())
         return
     for chunk, output in result.outputs.items():
         print(f"[{chunk}] {output.text.strip()}")
@@ -374,12 +416,17 @@ def _progress(
         yield lambda done: bar.advance(task, done)
 
 
-def _stdout_console() -> Console:
+def _print_picture(picture: Any) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
-    # Into a file or pipe, lines stay whole: nobody can scroll a wrapped tree back together.
-    return console if console.is_terminal else Console(highlight=False, width=200)
+    if not console.is_terminal:
+        # Into a file or pipe, lines stay whole: nobody can scroll a wrapped tree back together.
+        console = Console(highlight=False, width=200)
+    # Through `print`, because rich ends the process itself when the reader of a pipe has gone.
+    with console.capture() as captured:
+        console.print(picture)
+    print(captured.get(), end="")
 
 
 def _draw_error(text: str) -> None:

@@ -1,0 +1,226 @@
+"""The building: every module has a floor and leans on lower floors only; who may print, and load torch."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "legraph"
+MODULES = sorted(path.stem for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+# file -> GraphFile -> Graph -> Layout -> Bundle -> run / show. A new module gets its floor here.
+FLOORS = {
+    # What everything stands on: errors, and places in a text.
+    "errors": 0,
+    "marks": 0,
+    # The file: its syntaxes, its format, and what holds between its chunks.
+    "toml_reader": 1,
+    "yaml_reader": 1,
+    "schema": 1,
+    "source": 2,
+    "links": 2,
+    "parse": 3,
+    # The graph, and its layout in tokens. The mask and its forms know nothing of files and graphs.
+    "graph": 4,
+    "mask": 4,
+    "blocks": 5,
+    "tokens": 5,
+    "layout": 6,
+    "flexmask": 6,
+    "flexattention": 6,
+    "attention": 7,
+    # The bundle, what writes it, what makes it, joins several, draws it.
+    "bundle": 8,
+    "bundlefile": 9,
+    "compiler": 9,
+    "outline": 9,
+    "union": 9,
+    "show": 10,
+    # The run.
+    "model": 8,
+    "flatcache": 8,
+    "sampling": 8,
+    "detokenize": 8,
+    "branch": 9,
+    "engine": 10,
+    # The door.
+    "cli": 11,
+}
+
+# Imports inside functions that lead up, against the arrows, and why they may.
+UPWARD = {
+    ("bundle", "bundlefile"): "Bundle.save and Bundle.load: users have a bundle in hand, not a module",
+}
+
+# Only these may load torch or transformers when they are imported, as pyproject.toml says too.
+RUN_SIDE = {"attention", "engine", "flexattention", "flexmask", "model", "sampling"}
+
+
+@dataclass(frozen=True)
+class Import:
+    target: str
+    in_function: bool
+
+
+@cache
+def tree_of(module: str) -> ast.Module:
+    return ast.parse((PACKAGE / f"{module}.py").read_text(encoding="utf-8"))
+
+
+def imports(module: str) -> list[Import]:
+    """All imports that happen at run time, with the full names of what is imported from."""
+    return list(_imports(tree_of(module).body, in_function=False))
+
+
+def _imports(nodes: list[ast.stmt], in_function: bool) -> Iterator[Import]:
+    for node in nodes:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            continue
+        if isinstance(node, ast.Import):
+            yield from (Import(name.name, in_function) for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "imports are written out in full"
+            assert node.module is not None
+            yield from _imports_from(node.module, node.names, in_function)
+        inside = in_function or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)
+        yield from _imports(list(_statements(node)), inside)
+
+
+def _imports_from(module: str, names: list[ast.alias], in_function: bool) -> Iterator[Import]:
+    """`from legraph import show` is about a module, `from legraph import __version__` about the package."""
+    for name in names:
+        submodule = module == "legraph" and name.name in MODULES
+        yield Import(f"legraph.{name.name}" if submodule else module, in_function)
+
+
+def _statements(node: ast.stmt) -> Iterator[ast.stmt]:
+    """The statements directly inside another one: of bodies, branches, handlers and cases."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.stmt):
+            yield child
+        elif isinstance(child, ast.ExceptHandler | ast.match_case):
+            yield from child.body
+
+
+def own_imports(module: str) -> list[Import]:
+    """The imports of a module that lead to other modules of legraph."""
+    found = (entry for entry in imports(module) if entry.target.startswith("legraph."))
+    return [Import(entry.target.split(".")[1], entry.in_function) for entry in found]
+
+
+def packages(module: str, at_import: bool) -> set[str]:
+    """The top-level packages that a module imports; `at_import`: without those inside functions."""
+    return {entry.target.split(".")[0] for entry in imports(module) if not (at_import and entry.in_function)}
+
+
+def test_every_module_has_a_floor_and_every_floor_a_module() -> None:
+    assert sorted(FLOORS) == MODULES
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_module_level_imports_lead_down(module: str) -> None:
+    for entry in own_imports(module):
+        if not entry.in_function:
+            assert FLOORS[entry.target] < FLOORS[module], f"{module} imports {entry.target}"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_imports_inside_functions_lead_down_but_for_the_listed_ones(module: str) -> None:
+    upward = {
+        (module, entry.target) for entry in own_imports(module) if FLOORS[entry.target] >= FLOORS[module]
+    }
+    assert upward == {edge for edge in UPWARD if edge[0] == module}
+
+
+def test_the_listed_exceptions_alone_close_circles() -> None:
+    """Without them the imports, those inside functions included, have an order."""
+    waits_for = {
+        module: {entry.target for entry in own_imports(module)} - {up for low, up in UPWARD if low == module}
+        for module in MODULES
+    }
+    placed: set[str] = set()
+    while ready := {module for module in waits_for if waits_for[module] <= placed} - placed:
+        placed |= ready
+    assert placed == set(MODULES)
+
+
+def test_no_module_reaches_through_the_package() -> None:
+    """`import legraph` inside legraph would reach everything, past every floor."""
+    for module in MODULES:
+        for node in ast.walk(tree_of(module)):
+            if isinstance(node, ast.Import):
+                assert not any(name.name.split(".")[0] == "legraph" for name in node.names)
+            if isinstance(node, ast.ImportFrom) and node.module == "legraph":
+                assert {name.name for name in node.names} <= {"__version__", *MODULES}
+
+
+def test_the_package_file_imports_nothing_of_its_own() -> None:
+    assert own_imports("__init__") == []
+
+
+@pytest.mark.parametrize("module", ["__init__", *MODULES])
+def test_torch_and_transformers_are_loaded_by_the_run_side_only(module: str) -> None:
+    heavy = packages(module, at_import=True) & {"torch", "transformers"}
+    assert bool(heavy) == (module in RUN_SIDE)
+
+
+def test_the_linter_knows_the_same_run_side() -> None:
+    lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
+    excused = {Path(path).stem for path, rules in lint["per-file-ignores"].items() if "TID253" in rules}
+    assert excused - {"**"} == RUN_SIDE
+    assert set(lint["flake8-tidy-imports"]["banned-module-level-imports"]) == {"torch", "transformers"}
+
+
+def test_what_checks_a_file_does_without_numpy() -> None:
+    """`legraph check` must be instant, so nothing that `parse` and `graph` lean on may load numpy."""
+    reached, waiting = set[str](), ["parse", "graph"]
+    while waiting:
+        module = waiting.pop()
+        reached.add(module)
+        waiting += {entry.target for entry in own_imports(module)} - reached
+    assert {module for module in reached if "numpy" in packages(module, at_import=True)} == set()
+    assert reached >= {"source", "yaml_reader", "toml_reader", "links", "schema", "errors"}
+
+
+OUTWARD = {
+    "print",
+    "input",
+    "exit",
+    "breakpoint",
+    "sys.exit",
+    "sys.stdout",
+    "sys.stderr",
+    "os.environ",
+    "os.getenv",
+}
+
+
+def outward(module: str) -> set[str]:
+    """What a module does that only a command line may do."""
+    found = set[str]()
+    for node in ast.walk(tree_of(module)):
+        if isinstance(node, ast.Attribute):
+            found.add(ast.unparse(node))
+        elif isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            found.add(node.func.id)
+    return found & OUTWARD
+
+
+@pytest.mark.parametrize("module", ["__init__", *MODULES])
+def test_only_the_command_line_prints_exits_and_reads_the_environment(module: str) -> None:
+    if module == "cli":
+        assert {"print", "sys.exit", "os.environ"} <= outward(module)
+    else:
+        assert outward(module) == set()
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is(module: str) -> None:
+    assert ast.get_docstring(tree_of(module))
