@@ -1,0 +1,32 @@
+"""The benchmark scripts stay alive: each runs with tiny sizes and reports what it says it measures."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+
+
+def test_the_compile_benchmark_measures_every_size_and_command(tmp_path: Path) -> None:
+    numbers = tmp_path / "compile.json"
+    script = ROOT / "benchmarks" / "compile.py"
+    command = [sys.executable, str(script), "--sizes", "3", "40", "--repeats", "1", "--json", str(numbers)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    report = json.loads(numbers.read_text())
+    assert list(report["graphs"]) == ["3", "40"]
+    assert list(report["commands"]) == ["legraph --help", "legraph check"]
+    for size, found in report["graphs"].items():
+        chunks = int(size)
+        # Words of 3 to 6 characters with their spaces, until a chunk has at least 18 of its about 20 tokens.
+        assert 18 * chunks <= found["tokens"] <= 24 * chunks
+        assert found["N x N mask, MB"] == found["tokens"] ** 2 / 1e6
+        # Every chunk but the first has 1 to 3 parents.
+        assert chunks - 1 <= found["edges"] <= 3 * (chunks - 1)
+        assert found["active blocks"] >= found["tokens"] // 128
+        assert all(value is None or value >= 0 for value in found.values())
+    for said in ("3 chunks", "40 chunks", "block mask at 128", "peak memory", "legraph --help", "cores "):
+        assert said in done.stdout
