@@ -68,8 +68,8 @@ def compile_file(
     """Compiles a graph file (YAML, TOML or JSON; `-` is standard input).
 
     Args:
-        tokenizer: a Hugging Face fast tokenizer, a path or hub id; None takes the file's own, and the
-            `bytes` tokenizer that ships with legraph if the file names none.
+        tokenizer: a Hugging Face fast tokenizer, a path or hub id; None takes the file's own, and that of
+            `recall`, the model that ships with legraph, if the file names none.
         order: "declared", or "locality" to let the compiler choose another topological order.
         advance: called with the number of chunks tokenized since the last call.
 

@@ -99,7 +99,7 @@ class InputError(LegraphError, ValueError):
     def __str__(self) -> str:
         drawn = [str(problem) for problem in self.problems[:MAX_PROBLEMS_DRAWN]]
         if len(self.problems) > len(drawn):
-            drawn.append(f"... and {len(self.problems) - len(drawn)} more problems")
+            drawn.append(f"... and {count(len(self.problems) - len(drawn), 'more problem')}")
         return "\n".join(drawn)
 
 

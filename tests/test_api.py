@@ -105,7 +105,7 @@ def expected_mask() -> np.ndarray:
 def test_a_file_is_compiled_with_any_form_of_tokenizer(tmp_path: Path, byte_tokenizer: Any) -> None:
     (tmp_path / "graph.yaml").write_text("legraph: 1\nchunks: [{name: a, text: fox}]")
     byte_tokenizer.save_pretrained(tmp_path / "tokenizer")
-    for tokenizer in (byte_tokenizer, "bytes", str(tmp_path / "tokenizer"), tmp_path / "tokenizer", None):
+    for tokenizer in (byte_tokenizer, "bytes", str(tmp_path / "tokenizer"), tmp_path / "tokenizer"):
         bundle = legraph.compile_file(tmp_path / "graph.yaml", tokenizer=tokenizer)
         assert bundle.input_ids.tolist() == list(b"fox")
 

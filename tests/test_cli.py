@@ -36,6 +36,7 @@ VERBS = ["compile", "show", "check", "run", "schema"]
 
 GRAPH = """\
 legraph: 1
+tokenizer: bytes
 chunks:
   - name: doc1
     text: "The fox says ring."
@@ -50,6 +51,7 @@ TEXTS = ["The fox says ring.", "The owl says hoot.", "What says the fox?"]
 
 FORK = """\
 legraph: 1
+tokenizer: bytes
 chunks:
   - {name: task, text: "Two keys. "}
   - {name: north, text: "North: ", parents: [task]}
@@ -293,7 +295,7 @@ def test_check_of_a_good_file(graph: Path, call: Call) -> None:
 
 def test_check_needs_no_tokenizer_that_exists(tmp_path: Path, call: Call) -> None:
     path = tmp_path / "named.yaml"
-    path.write_text(GRAPH + "tokenizer: no/such-tokenizer\n")
+    path.write_text(GRAPH.replace("tokenizer: bytes", "tokenizer: no/such-tokenizer"))
     assert call("check", path).code == 0
 
 
@@ -393,7 +395,7 @@ def test_compile_as_json(graph: Path, call: Call) -> None:
 def test_the_dense_mask_is_stored_as_asked(
     num_tokens: int, mode: str, is_stored: bool, tmp_path: Path, call: Call
 ) -> None:
-    source = f"legraph: 1\nchunks: [{{name: a, text: {'x' * num_tokens}}}]"
+    source = f"legraph: 1\ntokenizer: bytes\nchunks: [{{name: a, text: {'x' * num_tokens}}}]"
     output = tmp_path / "out.npz"
     assert call("compile", "-", "-o", output, "--mask", mode, stdin=source).code == 0
     with np.load(output, allow_pickle=False) as file:
@@ -406,7 +408,7 @@ def test_locality_puts_children_beside_their_parents(tmp_path: Path, call: Call)
     """Two chunks of 64 tokens fill a block of 128: a child beside its parent needs no other block."""
     lines = [f"  - {{name: a{i}, text: {'a' * 64}}}" for i in range(4)]
     lines += [f"  - {{name: b{i}, text: {'b' * 64}, parents: [a{i}]}}" for i in range(4)]
-    source = "\n".join(["legraph: 1", "chunks:", *lines])
+    source = "\n".join(["legraph: 1", "tokenizer: bytes", "chunks:", *lines])
     names = {}
     for order in ("declared", "locality"):
         assert call("compile", "-", "--order", order, "-o", tmp_path / "o.npz", stdin=source).code == 0
@@ -507,7 +509,7 @@ def test_show_as_json(graph: Path, call: Call) -> None:
 
 def test_lines_in_a_pipe_are_not_cut_to_a_terminals_width(tmp_path: Path, call: Call) -> None:
     path = tmp_path / "long.yaml"
-    path.write_text(f"legraph: 1\nchunks: [{{name: {'n' * 100}, text: short text}}]")
+    path.write_text(f"legraph: 1\ntokenizer: bytes\nchunks: [{{name: {'n' * 100}, text: short text}}]")
     assert call("show", path).out.splitlines()[0].endswith('"short text"')
 
 
@@ -517,7 +519,7 @@ def test_a_bundle_is_shown_without_its_tokenizer_and_with_one_that_is_given(
     old, moved = tmp_path / "old", tmp_path / "moved"
     bytes_tokenizer().save_pretrained(old)
     bundle = tmp_path / "b.npz"
-    source = "legraph: 1\nchunks: [{name: a, text: The fox}]"
+    source = "legraph: 1\ntokenizer: bytes\nchunks: [{name: a, text: The fox}]"
     assert call("compile", "-", "--tokenizer", old, "-o", bundle, stdin=source).code == 0
     old.rename(moved)
     assert call("show", bundle).out.splitlines()[0] == "a  7 tokens  at 0..6"
@@ -632,7 +634,7 @@ def test_a_bundle_of_another_tokenizer_is_refused(
     tmp_path: Path, model_folder: Path, call: Call, word_tokenizer: Callable[..., Any]
 ) -> None:
     word_tokenizer({"The": 5, " fox": 6}).save_pretrained(tmp_path / "words")
-    source = "legraph: 1\nchunks: [{name: a, text: The fox}]"
+    source = "legraph: 1\ntokenizer: bytes\nchunks: [{name: a, text: The fox}]"
     bundle = tmp_path / "b.npz"
     call("compile", "-", "--tokenizer", tmp_path / "words", "-o", bundle, stdin=source)
     done = call("run", bundle, "--model", model_folder)
@@ -642,7 +644,7 @@ def test_a_bundle_of_another_tokenizer_is_refused(
 
 def test_the_models_tokenizer_overrides_the_files(tmp_path: Path, model_folder: Path, call: Call) -> None:
     path = tmp_path / "named.yaml"
-    path.write_text(GRAPH + "tokenizer: no/such-tokenizer\n")
+    path.write_text(GRAPH.replace("tokenizer: bytes", "tokenizer: no/such-tokenizer"))
     done = call("run", path, "--model", model_folder, "--max-new-tokens", 2, "--json")
     assert done.data()["tokens"] == {"prompt": 54, "generated": 2, "passes": 2}
 
@@ -682,7 +684,7 @@ def test_a_device_that_is_not_there(graph: Path, model_folder: Path, call: Call)
 
 
 def test_positions_beyond_the_models_are_refused(model_folder: Path, call: Call) -> None:
-    source = "legraph: 1\nchunks: [{name: a, text: abc, start: 4094}]"
+    source = "legraph: 1\ntokenizer: bytes\nchunks: [{name: a, text: abc, start: 4094}]"
     done = call("run", "-", "--model", model_folder, stdin=source)
     assert (done.code, done.out) == (1, "")
     assert "the graph uses position 4096, and the model knows positions up to 4095" in done.err

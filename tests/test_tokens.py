@@ -15,6 +15,7 @@ from legraph.errors import GraphError, TokenizerError
 from legraph.tokens import (
     BYTES_SPECIAL_TOKENS,
     ENCODE_SLICE,
+    SHIPPED_FOLDER,
     bytes_tokenizer,
     check_tokenizer,
     fingerprint,
@@ -235,9 +236,14 @@ def test_a_graph_file_may_name_a_folder_that_is_missing(tmp_path: Path):
     assert compile_file(path, "bytes").input_ids.tolist() == list(b"abc"), "an argument overrides the file"
 
 
-@pytest.mark.parametrize("name", [None, "bytes"])
-def test_without_a_name_the_bytes_tokenizer_is_used(name: str | None):
-    assert fingerprint(load_tokenizer(name)) == fingerprint(bytes_tokenizer())
+def test_bytes_is_the_name_of_the_bytes_tokenizer():
+    assert fingerprint(load_tokenizer("bytes")) == fingerprint(bytes_tokenizer())
+
+
+def test_without_a_name_it_is_the_tokenizer_of_the_model_in_the_box():
+    default, named = load_tokenizer(None), load_tokenizer("recall")
+    assert fingerprint(default) == fingerprint(named) == fingerprint(load_tokenizer(str(SHIPPED_FOLDER)))
+    assert default.name_or_path == "recall", "what a bundle says must not be a path of this machine"
 
 
 @pytest.mark.parametrize("make", [bytes_tokenizer, small_bpe], ids=["bytes", "bpe"])
