@@ -1,9 +1,9 @@
-"""A graph built in Python: three examples in a chain and a question that sees the last of them.
+"""Graphs in Python: the forms of a bundle, and an answer from the model that ships with legraph.
 
     python examples/python_api.py
 
-Shows the bundle's forms: ids and positions, the dense mask as a picture, single pairs, the part that one
-chunk sees, and the mask as FlexAttention takes it.
+The first graph has three chunks in a chain and a question that sees the last of them; its mask is drawn, one
+byte a token. The second asks about two documents and is run.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ import torch
 import legraph
 
 
-def build() -> legraph.Bundle:
+def chain() -> legraph.Bundle:
     x1 = legraph.Chunk("one.", name="X1")
     x2 = legraph.Chunk("two.", parents=[x1], name="X2")
     x3 = legraph.Chunk("three.", parents=[x2], name="X3")
     question = legraph.Chunk("four?", parents=[x3], name="Q")
-    # The ancestors of the leaves are collected. Without a tokenizer one byte is one token.
-    return legraph.compile_chunks([question], positions="local")
+    # The ancestors of the leaves are collected.
+    return legraph.compile_chunks([question], tokenizer="bytes", positions="local")
 
 
 def draw(mask: np.ndarray) -> str:
@@ -29,8 +29,7 @@ def draw(mask: np.ndarray) -> str:
     return "\n".join("  " + " ".join("#" if seen else "." for seen in row) for row in mask)
 
 
-def main() -> None:
-    bundle = build()
+def show(bundle: legraph.Bundle) -> None:
     rich.print(legraph.tree(bundle))
 
     print("\ninput_ids     ", bundle.input_ids.tolist())
@@ -53,6 +52,21 @@ def main() -> None:
     same = mask_mod(0, 0, index[:, None], index[None, :]).numpy() == bundle.dense_mask()
     print("\nmask_mod agrees with the dense mask:", bool(same.all()))
     print("block mask:", tuple(bundle.block_mask(block_size=128).shape))
+
+
+def ask() -> str:
+    engine = legraph.Engine.load()
+    amber = legraph.Chunk("The amber key of Voldan opens the north gate.")
+    silver = legraph.Chunk("The silver key of Maren opens the south gate.")
+    text = "Which gate does the silver key of Maren open?"
+    question = legraph.Chunk(text, parents=[amber, silver], name="Q")
+    result = engine.run(legraph.compile_chunks([question], engine.tokenizer))
+    return text + result.outputs["Q"].text
+
+
+def main() -> None:
+    show(chain())
+    print("\n" + ask())
 
 
 if __name__ == "__main__":
