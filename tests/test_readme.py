@@ -1,0 +1,98 @@
+"""The README is true: its commands print what it says, its Python runs, its files are read as it shows."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from legraph import cli
+from tests.random_graphs import Dag, brute_force_mask
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+FILE_NAME = re.compile(r"# (\S+\.yaml)\n")
+
+
+def blocks(language: str) -> list[str]:
+    return [body for kind, body in FENCE.findall(README) if kind == language]
+
+
+def commands() -> list[tuple[str, str]]:
+    """Each command of the console blocks, and what the README says it prints."""
+    found = []
+    for block in blocks("console"):
+        for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+            command, _, output = part.partition("\n")
+            found.append((command, output))
+    return found
+
+
+@pytest.fixture
+def desk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with the examples, and the files that the README shows under their names."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    for block in blocks("yaml"):
+        if name := FILE_NAME.match(block):
+            (tmp_path / name[1]).write_text(block, encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.mark.parametrize(("command", "output"), commands(), ids=[command for command, _ in commands()])
+def test_a_command_prints_what_the_readme_says(
+    command: str,
+    output: str,
+    desk: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert output.strip(), "the README shows what a command prints"
+    monkeypatch.setattr("sys.argv", shlex.split(command))
+    with pytest.raises(SystemExit):
+        cli.main()
+    captured = capsys.readouterr()
+    assert [line.rstrip() for line in (captured.out + captured.err).splitlines()] == output.splitlines()
+
+
+def test_the_python_runs_and_answers(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The blocks follow each other in one program."""
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(block, names)
+    assert capsys.readouterr().out.strip() == "the south gate."
+    assert tuple(names["logits"].shape[:2]) == (1, len(names["bundle"]))  # type: ignore[attr-defined, arg-type]
+
+
+def test_the_picture_of_the_mask_is_the_rule() -> None:
+    """Three chunks of two tokens each; the third sees the other two."""
+    picture = next(block for block in blocks("text") if "■" in block)
+    rows = [re.findall("[■.]", line) for line in picture.splitlines() if re.search(r"[■.] [■.]", line)]
+    parents = ((), (), (0, 1))
+    drawn = np.array([[cell == "■" for cell in row] for row in rows])
+    assert np.array_equal(drawn, brute_force_mask(Dag((2, 2, 2), parents)))
+
+
+def test_every_local_link_leads_somewhere() -> None:
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    assert links
+    for link in links:
+        assert (ROOT / link).exists(), link
+
+
+def test_every_key_of_the_format_is_explained() -> None:
+    from legraph.schema import ChunkSpec, GraphFile
+
+    for key in (*GraphFile.model_fields, *ChunkSpec.model_fields):
+        assert f"`{key}" in README, key
+
+
+def test_every_command_is_explained() -> None:
+    import typer
+
+    for name in typer.main.get_command(cli.app).commands:  # type: ignore[attr-defined]
+        assert f"`legraph {name}" in README, name
