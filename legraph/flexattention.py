@@ -24,7 +24,7 @@ _MIN_LENGTH = 256
 
 
 def padded_length(num_tokens: int) -> int:
-    """The smallest 2^k or 3 * 2^k that holds so many tokens: at most a third of it is padding."""
+    """The smallest 2^k or 3 * 2^k from 256 that holds so many tokens. Past 256 a third is padding at most."""
     power = max(_MIN_LENGTH, 1 << (num_tokens - 1).bit_length())
     return power * 3 // 4 if power > _MIN_LENGTH and num_tokens <= power * 3 // 4 else power
 
@@ -38,6 +38,7 @@ def flex_attention_forward(
     scaling: float | None = None,
     softcap: float | None = None,
     s_aux: torch.Tensor | None = None,
+    dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
     """What transformers calls in each layer: [1, H, N, D] in, [1, N, H, D] out.
@@ -48,12 +49,17 @@ def flex_attention_forward(
         s_aux: attention sinks [H]: scores of a key without a value (gpt-oss).
 
     Raises:
-        ModelError: another mask, or attention sinks on a CPU, where torch gives no log-sum-exp.
+        ModelError: another mask, one for fewer tokens, attention dropout, which the kernel does not have, or
+            attention sinks on a CPU, where torch gives no log-sum-exp.
     """
     if not isinstance(attention_mask, BlockMask):
         raise ModelError(
             f"{NAME} takes a BlockMask, not {type(attention_mask).__name__}",
             "make the model's inputs with Bundle.model_inputs(attn='flex')",
+        )
+    if dropout:
+        raise ModelError(
+            "flex attention has no dropout", "set attention_dropout to 0 in the model's config, or use sdpa"
         )
     if s_aux is not None and query.device.type == "cpu":
         raise ModelError(
@@ -63,6 +69,13 @@ def flex_attention_forward(
     query, key = query.to(value.dtype), key.to(value.dtype)
     num_tokens = query.shape[2]
     room = attention_mask.seq_lengths[0] - num_tokens
+    if room < 0 or key.shape[2] != num_tokens:
+        # A negative padding would cut tokens off; with a cache there are more keys than queries.
+        raise ModelError(
+            f"the BlockMask is for {num_tokens + room} tokens, and there are {num_tokens} queries and "
+            f"{key.shape[2]} keys",
+            "give the model as many tokens as the mask is for, and no cache",
+        )
     if room:
         query, key, value = (torch.nn.functional.pad(part, (0, 0, 0, room)) for part in (query, key, value))
     result: Any = _kernel()(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from hashlib import sha256
@@ -12,6 +13,7 @@ from legraph.bundle import NO_LABEL, Bundle
 from legraph.errors import BundleError
 from legraph.graph import Generate
 from legraph.mask import ChunkMask, Int64Array
+from legraph.schema import MAX_NAME_LENGTH, NAME_PATTERN
 
 
 def disjoint_union(bundles: Sequence[Bundle], prefixes: Sequence[str] | None = None) -> Bundle:
@@ -21,17 +23,23 @@ def disjoint_union(bundles: Sequence[Bundle], prefixes: Sequence[str] | None = N
         prefixes: put before the chunk names of each bundle; default `g0.`, `g1.`, ...
 
     Raises:
-        BundleError: no bundle, bundles of different tokenizers, or prefixes that do not keep names apart.
+        BundleError: no bundle, bundles of different tokenizers, or prefixes that are not one for each bundle,
+            make a name that is none, or do not keep names apart.
     """
     if not bundles:
         raise BundleError("a union needs at least one bundle")
     if prefixes is None:
         prefixes = [f"g{i}." for i in range(len(bundles))]
+    if len(prefixes) != len(bundles):
+        raise BundleError(f"{len(prefixes)} prefixes for {len(bundles)} bundles")
     if len({bundle.meta.tokenizer_fingerprint for bundle in bundles}) > 1:
         raise BundleError("the bundles were made with different tokenizers")
     names = tuple(
         prefix + name for prefix, bundle in zip(prefixes, bundles, strict=True) for name in bundle.span_names
     )
+    for name in names:
+        if len(name) > MAX_NAME_LENGTH or not re.fullmatch(NAME_PATTERN, name):
+            raise BundleError(f"{name!r} cannot be a chunk's name")
     if len(set(names)) < len(names):
         raise BundleError("two chunks of the union have the same name")
     first_chunks = np.cumsum([0, *(bundle.mask.num_chunks for bundle in bundles)], dtype=np.int64)
