@@ -329,8 +329,12 @@ def _load_bundle(path: str) -> Bundle:
 
 
 def _engine(model: str | None, tokenizer: str | None, device: str | None, dtype: str, attn: str) -> Engine:
+    from transformers.utils import logging
+
     from legraph.engine import Engine
 
+    # The environment says so too, but transformers reads it once, when it is imported.
+    logging.disable_progress_bar()
     return Engine.load(model, tokenizer, device=device, dtype=dtype, attn=attn)
 
 
