@@ -10,7 +10,8 @@ from hypothesis import settings
 
 from legraph.tokens import bytes_tokenizer
 
-settings.register_profile("legraph", deadline=None)
+# On top of hypothesis's own profile: where the environment has CI set, that one always draws the same examples.
+settings.register_profile("legraph", settings(), deadline=None)
 settings.load_profile("legraph")
 
 

@@ -173,7 +173,7 @@ def test_what_would_nest_too_deep_goes_on_at_the_margin():
     assert [line.split("  ")[0] for line in margin] == ["q", "↓ l3.a", "↓ l3.b"]
 
 
-# Any graph of up to 30 chunks: the picture says exactly which chunks and edges there are.
+# Any small graph: the picture says exactly which chunks and edges there are.
 
 
 def edges_in(lines: list[str]) -> tuple[list[str], set[tuple[str, str]]]:
@@ -209,8 +209,8 @@ def unfolded(reference: str) -> list[str]:
 
 @st.composite
 def small_graphs(draw: st.DrawFn) -> list[list[int]]:
-    """Parents of each chunk; at most three, so that every reference is named."""
-    num_chunks = draw(st.integers(1, MAX_UNFOLDED_CHUNKS))
+    """Parents of each chunk; at most three, so that every reference is named; too few for a list to be cut."""
+    num_chunks = draw(st.integers(1, min(MAX_UNFOLDED_CHUNKS, MAX_SIBLINGS + 1)))
     return [sorted(draw(st.sets(st.integers(0, i - 1), max_size=3))) if i else [] for i in range(num_chunks)]
 
 
