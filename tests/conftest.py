@@ -10,7 +10,7 @@ from hypothesis import settings
 
 from legraph.tokens import bytes_tokenizer
 
-# On top of hypothesis's own profile: where the environment has CI set, that one always draws the same examples.
+# On top of the profile of hypothesis itself, which draws the same examples every time where CI is set.
 settings.register_profile("legraph", settings(), deadline=None)
 settings.load_profile("legraph")
 

@@ -209,7 +209,7 @@ def unfolded(reference: str) -> list[str]:
 
 @st.composite
 def small_graphs(draw: st.DrawFn) -> list[list[int]]:
-    """Parents of each chunk; at most three, so that every reference is named; too few for a list to be cut."""
+    """Parents of each chunk: at most three, which are all named, and too few chunks for a list to be cut."""
     num_chunks = draw(st.integers(1, min(MAX_UNFOLDED_CHUNKS, MAX_SIBLINGS + 1)))
     return [sorted(draw(st.sets(st.integers(0, i - 1), max_size=3))) if i else [] for i in range(num_chunks)]
 
