@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -59,9 +60,12 @@ class Branch:
         self.has_children = has_children
         own = bundle.meta.generate.get(self.name)
         self.settings = settings_for(own, run)
-        self.sampler = Sampler(self.settings, self.name, own.seed if own else None)
+        seed_name = bundle.meta.seed_names.get(self.name, self.name)
+        self.sampler = Sampler(self.settings, seed_name, own.seed if own else None)
         self.detokenizer = Detokenizer(tokenizer, bundle.input_ids[bundle.span(chunk)].tolist())
         self.end_ids, self.max_positions = end_ids, max_positions
+        # Special tokens leave no text behind, so a stop string that is one is told by its id.
+        self.stop_ids = frozenset(_special_ids(tokenizer, self.settings.stop))
         self.ids: list[int] = []
         self.next_position = 0
         self.is_fed = True
@@ -77,7 +81,7 @@ class Branch:
         self.ids.append(token)
         self.is_fed = False
         text = self.detokenizer.push(token)
-        if self._has_stop(text):
+        if token in self.stop_ids or self._has_stop(text):
             self.finish = "stop"
         elif len(self.ids) >= self.settings.max_new_tokens or self._next_is_unknown():
             self.finish = "length"
@@ -107,6 +111,7 @@ class Branch:
         return Output(self.detokenizer.text, tuple(self.ids), self.finish)
 
     def _has_stop(self, piece: str) -> bool:
+        """Whether a stop string ends in the newest piece of text."""
         if not piece:
             return False
         return any(
@@ -116,3 +121,10 @@ class Branch:
     def _next_is_unknown(self) -> bool:
         """A token after the newest one would stand at a position that the model does not know."""
         return self.max_positions is not None and self.next_position + 1 >= self.max_positions
+
+
+def _special_ids(tokenizer: Any, texts: Iterable[str]) -> Iterator[int]:
+    """The ids of those texts that are special tokens."""
+    for token_id, token in tokenizer.added_tokens_decoder.items():
+        if token.special and token.content in texts:
+            yield token_id

@@ -41,6 +41,8 @@ class BundleMeta:
         positions: the policy the position ids were made by.
         pinned: names of the chunks whose `start` or `end` the user gave: a run must not move them.
         generate: settings of the chunks that the model continues, by name.
+        seed_names: for chunks that came out of a union under another name, the one that random numbers are
+            made from, so that sampling draws what it would draw in the chunk's own graph.
     """
 
     legraph_version: str
@@ -50,6 +52,7 @@ class BundleMeta:
     positions: PositionPolicy = "causal"
     pinned: frozenset[str] = frozenset()
     generate: Mapping[str, Generate] = field(default_factory=dict[str, Generate])
+    seed_names: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,10 +207,12 @@ class Bundle:
             np.array([parent for row in rows for parent in row], dtype=np.int64),
         )
         names = tuple(self.span_names[i] for i in kept)
+        kept_names = frozenset(names)
         meta = replace(
             self.meta,
-            pinned=self.meta.pinned & set(names),
-            generate={name: how for name, how in self.meta.generate.items() if name in names},
+            pinned=self.meta.pinned & kept_names,
+            generate={name: how for name, how in self.meta.generate.items() if name in kept_names},
+            seed_names={name: own for name, own in self.meta.seed_names.items() if name in kept_names},
         )
         labels = None if self.labels is None else self.labels[tokens]
         return Bundle(self.input_ids[tokens], self.position_ids[tokens], names, mask, meta, labels)

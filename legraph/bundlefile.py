@@ -160,7 +160,7 @@ def _to_bundle(content: Mapping[str, Any]) -> Bundle:
         raise _InvalidError(f"{len(position_ids)} position ids for {mask.num_tokens} tokens")
     if position_ids.min() < 0 or content["input_ids"].min() < 0:
         raise _InvalidError("token ids and position ids cannot be negative")
-    unknown = sorted((set(meta.generate) | meta.pinned) - set(names))
+    unknown = sorted({*meta.generate, *meta.pinned, *meta.seed_names} - set(names))
     if unknown:
         raise _InvalidError(f"'meta' speaks of a chunk {unknown[0]!r} that is not there")
     labels = content.get("labels")
@@ -231,6 +231,9 @@ def _check_dense(dense: Any, mask: ChunkMask) -> None:
 
 def _meta_to_json(meta: BundleMeta) -> str:
     content = asdict(meta) | {"format_version": BUNDLE_VERSION, "pinned": sorted(meta.pinned)}
+    if not meta.seed_names:
+        # Only unions have any.
+        del content["seed_names"]
     return json.dumps(content, sort_keys=True)
 
 
@@ -256,6 +259,8 @@ def _meta_from_json(text: Any) -> BundleMeta:
         if not isinstance(pinned, list):
             raise TypeError("pinned")
         meta = BundleMeta(**content, pinned=frozenset(cast("list[Any]", pinned)), generate=generate)
+        if not isinstance(meta.seed_names, dict):
+            raise TypeError("seed_names")
     except (TypeError, ValueError, KeyError, AttributeError):
         raise _InvalidError(_WRONG_META) from None
     texts = (
@@ -264,6 +269,7 @@ def _meta_from_json(text: Any) -> BundleMeta:
         meta.tokenizer_fingerprint,
         meta.source_sha256,
         *meta.pinned,
+        *meta.seed_names.values(),
     )
     if not all(isinstance(text, str) for text in texts):
         raise _InvalidError(_WRONG_META)

@@ -93,6 +93,11 @@ def _exit_code_of(arguments: list[str]) -> int:
     except LegraphError as error:
         _draw_error(str(error))
         return error.exit_code
+    except MemoryError as error:
+        _draw_error(
+            f"out of memory: {error}\n  hint: store no dense mask (--mask compact), or split the graph"
+        )
+        return 1
     except KeyboardInterrupt:
         _draw_error("interrupted")
         return 130
@@ -260,19 +265,19 @@ def run(
     _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(Problem(f"--top-p is {top_p}", "more than 0, at most 1"))
-    if temperature is None and (top_p is not None or top_k is not None):
-        temperature = 1.0
     settings = Generate(max_new_tokens, (), temperature, top_k, top_p, seed)
     started = time.perf_counter()
     parsed = None if _is_bundle(source) else _graph(source)
+    # What is wrong with the input is said before a model is loaded.
+    given = _load_bundle(source) if parsed is None else None
     engine = _engine(model, tokenizer, device, dtype, attn)
     loaded = time.perf_counter()
-    bundle = _load_bundle(source) if parsed is None else _compile_graph(parsed, engine.tokenizer, "declared")
+    bundle = given or _compile_graph(parsed, engine.tokenizer, "declared")
     compiled = time.perf_counter()
     result = _streamed(engine, bundle, settings, stream and not as_json)
     timing = {"load_s": loaded - started, "compile_s": compiled - loaded} | result.timing
     if as_json:
-        print(json.dumps(_result_data(result, timing), ensure_ascii=False))
+        print(json.dumps(_result_data(result, timing)))
     elif not stream:
         _print_outputs(result)
 
@@ -379,6 +384,8 @@ def _result_data(result: RunResult, timing: dict[str, float]) -> dict[str, Any]:
 def _output_path(graph: str, output: str | None) -> Path:
     if output is None and graph == STDIN:
         raise InputError(Problem("a graph from standard input needs -o", "-o OUT.npz or -o OUT.pt"))
+    if output is None and not Path(graph).name:
+        raise InputError(Problem(f"{graph!r} is not a file", "a graph file"))
     path = Path(output) if output is not None else Path(graph).with_suffix(".npz")
     if path.suffix not in BUNDLE_SUFFIXES:
         raise InputError(Problem(f"{path}: unknown kind of bundle", "a name that ends in .npz or .pt"))

@@ -12,11 +12,12 @@ import heapq
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import ValidationError
 
 from legraph.attention import (
     Attention,
@@ -29,9 +30,9 @@ from legraph.attention import (
 from legraph.blocks import active_blocks
 from legraph.branch import Branch, Output, Piece
 from legraph.bundle import Bundle
-from legraph.errors import BundleError, ModelError
+from legraph.errors import BundleError, InputError, ModelError, Problem
 from legraph.flatcache import FlatCache, Segment
-from legraph.flexattention import padded_length
+from legraph.flexattention import is_compile_error, padded_length
 from legraph.graph import Generate
 from legraph.layout import start_after
 from legraph.mask import Int64Array
@@ -46,6 +47,7 @@ from legraph.model import (
     supported_attention,
     use_attention,
 )
+from legraph.schema import GenerateSpec
 from legraph.tokens import SHIPPED_MODEL, check_tokenizer, fingerprint, load_tokenizer, tokenizer_id
 
 # A pass with more mask entries than this (64 MiB as bool) is split into several.
@@ -124,10 +126,11 @@ class Engine:
         """Runs a bundle to the end.
 
         Args:
-            settings: holds for every leaf without `generate` of its own, and fills what a chunk's own
-                settings leave open. Default: greedy, 32 tokens.
+            settings: holds for every leaf without `generate` of its own, and fills the temperature, top_k,
+                top_p, seed and stop that a chunk's own settings leave open. Default: greedy, 32 tokens.
 
         Raises:
+            InputError: settings that a graph file could not have.
             BundleError: the bundle was made with another tokenizer.
             ModelError: positions that the model does not know, out of memory.
         """
@@ -138,8 +141,10 @@ class Engine:
 
     def stream(self, bundle: Bundle, settings: Generate | None = None) -> Iterator[Piece | RunResult]:
         """As `run`, piece by piece: yields each token's text as it comes, and the result at the end."""
+        settings = settings or Generate()
+        _check_settings(settings)
         self.check(bundle)
-        return _Run(self, bundle, settings or Generate()).events()
+        return _Run(self, bundle, settings).events()
 
     def check(self, bundle: Bundle) -> None:
         """Raises what `run` would raise before it computes anything."""
@@ -173,6 +178,16 @@ class Engine:
         channels = config.num_hidden_layers * config.hidden_size
         saved = skipped_pairs * channels * _CPU_SECONDS_PER_PAIR_CHANNEL
         return "flex" if saved > _CPU_COMPILE_SECONDS else "sdpa"
+
+
+def _check_settings(settings: Generate) -> None:
+    try:
+        GenerateSpec.model_validate(asdict(settings))
+    except ValidationError as error:
+        raise InputError(
+            Problem(f"{'.'.join(map(str, details['loc']))} is {details['input']!r}", details["msg"])
+            for details in error.errors(include_url=False)
+        ) from None
 
 
 def _check_positions(positions: Int64Array, known: int | None) -> None:
@@ -303,23 +318,34 @@ class _Run:
         num_new = sum(len(segment) for segment in segments)
         attn = self.engine.prefill_attention(self.bundle) if len(self.cache) == 0 else None
         if attn == "flex":
-            mask = self.bundle.select([segment.chunk for segment in segments]).mask
-            self.cache.append(segments)
-            masks = attention_mask(
-                mask,
-                self.cache.positions,
-                self.model.device,
-                "flex",
-                self.model.config,
-                padded_length=padded_length(num_new),
-            )
-            return self._call(segments, masks, "flex")
+            try:
+                return self._flex_prefill(segments)
+            except Exception as error:
+                if not is_compile_error(error):
+                    raise
+                if self.engine.attn == "flex":
+                    raise _cannot_compile(error) from None
+            # "auto" is free to take another way. What the first layers have cached is dropped.
+            self.cache, attn = FlatCache(self.bundle.mask), None
         attn = attn or dense_attention(self.model)
         logits = list[torch.Tensor]()
         max_tokens = max(1, _MAX_MASK_ENTRIES // (len(self.cache) + num_new))
         for part in _split(segments, max_tokens):
             logits += self._call(part, self._rows(part, attn), attn)
         return logits
+
+    def _flex_prefill(self, segments: list[Segment]) -> list[torch.Tensor]:
+        mask = self.bundle.select([segment.chunk for segment in segments]).mask
+        self.cache.append(segments)
+        masks = attention_mask(
+            mask,
+            self.cache.positions,
+            self.model.device,
+            "flex",
+            self.model.config,
+            padded_length=padded_length(mask.num_tokens),
+        )
+        return self._call(segments, masks, "flex")
 
     def _rows(self, segments: list[Segment], attn: Attention) -> Any:
         """The mask of a pass: its tokens' rows over all slots so far."""
@@ -368,6 +394,14 @@ class _Run:
                 "keep the whole run on one side (fewer tokens, or other 'start' positions), or use a model "
                 "without dynamic or LongRoPE scaling",
             )
+
+
+def _cannot_compile(error: Exception) -> ModelError:
+    first_line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return ModelError(
+        f"flex attention cannot be compiled here: {first_line}",
+        "install a C++ compiler, such as g++ (torch's compiler needs one), or use --attn sdpa",
+    )
 
 
 def _split(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:

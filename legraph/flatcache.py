@@ -55,9 +55,11 @@ class FlatCache:
 
     def append(self, segments: Sequence[Segment]) -> None:
         """Gives the tokens of `segments` the next slots. Their keys and values must follow in `kv`."""
+        at = len(self)
         for segment in segments:
-            self._extend(segment.chunk, len(self), len(segment))
-            self.positions = np.concatenate([self.positions, segment.positions])
+            self._extend(segment.chunk, at, len(segment))
+            at += len(segment)
+        self.positions = np.concatenate([self.positions, *(segment.positions for segment in segments)])
 
     def append_with_rows(self, segments: Sequence[Segment]) -> BoolArray:
         """As `append`, and returns what the new tokens may see: bool [T, S], S counting the new ones."""

@@ -95,6 +95,11 @@ def flex_attention_forward(
     return result[:, :, :num_tokens].transpose(1, 2).contiguous(), None
 
 
+def is_compile_error(error: BaseException) -> bool:
+    """Whether torch's compiler failed, for want of g++, say. Its errors share no public base class."""
+    return type(error).__module__.startswith(("torch._inductor.", "torch._dynamo."))
+
+
 @cache
 def _compiled() -> Any:
     return torch.compile(flex_attention, dynamic=False)

@@ -7,9 +7,11 @@ invisible, one that must be visible, and a position, and looks at what the outpu
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import signature
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -18,6 +20,7 @@ from legraph.attention import IMPLEMENTATIONS, Attention, dense_form, for_each_l
 from legraph.errors import ModelError
 from legraph.tokens import SHIPPED_FOLDER, SHIPPED_MODEL
 
+_LOADABLE = "give a folder with config.json and model.safetensors, or a hub id that can be reached here"
 # The probe: two one-chunk documents and a question that sees the first one only.
 _PROBE_LENGTH = 6
 _PROBE_SEEN, _PROBE_UNSEEN = slice(0, 2), slice(2, 4)
@@ -39,6 +42,9 @@ def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any
     from transformers import AutoModelForCausalLM
 
     target = _device(device)
+    if name.startswith((os.sep, ".")) and not Path(name).exists():
+        # transformers would take it for a hub id, and say that it is a malformed one.
+        raise ModelError(f"model {name!r} cannot be loaded: no such folder", _LOADABLE)
     with run_errors(f"loading model {name!r}"):
         try:
             loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -54,7 +60,7 @@ def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any
                 raise
             raise ModelError(
                 f"model {name!r} cannot be loaded: {_reason(error)}",
-                "give a folder with config.json and model.safetensors, or a hub id that can be reached here",
+                _LOADABLE,
             ) from None
         _check_weights(name, report)
         return model.to(target).eval()

@@ -248,6 +248,8 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
     if kind in bounds:
         bound, words = bounds[kind]
         return f"{key} is {number(value)}", words.format(context[bound]), None
+    if kind == "finite_number":
+        return f"{key} is {value}", "a finite number", None
     return f"{key}: {details['msg']}", describe(value), None
 
 

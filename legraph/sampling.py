@@ -19,15 +19,21 @@ DEFAULT_SEED = 0
 
 
 def settings_for(own: Generate | None, run: Generate) -> Generate:
-    """What holds for a chunk: its own settings, and the run's where it has none."""
-    if own is None:
-        return run
-    kept = {
-        name: getattr(run, name)
-        for name in ("temperature", "top_k", "top_p", "seed")
-        if getattr(own, name) is None
-    }
-    return replace(own, **kept, stop=own.stop or run.stop)
+    """What holds for a chunk: its own settings, and the run's where it has none.
+
+    A chunk's own `max_new_tokens` is always its own. Who asks for top-k or top-p and names no temperature
+    wants to sample: at temperature 1.
+    """
+    settings = run
+    if own is not None:
+        kept = {
+            name: getattr(run, name)
+            for name in ("temperature", "top_k", "top_p", "seed")
+            if getattr(own, name) is None
+        }
+        settings = replace(own, **kept, stop=own.stop or run.stop)
+    samples = settings.top_k is not None or settings.top_p is not None
+    return replace(settings, temperature=1.0) if settings.temperature is None and samples else settings
 
 
 class Sampler:

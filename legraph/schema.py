@@ -43,7 +43,8 @@ class GenerateSpec(Spec):
     temperature: float | None = Field(
         default=None,
         ge=0,
-        description="Sampling temperature; 0 is greedy. Default: that of the run, which is greedy.",
+        description="Sampling temperature; 0 is greedy. Default: that of the run, else 1 with top_k or "
+        "top_p, else greedy.",
         examples=[0.7],
     )
     top_k: int | None = Field(

@@ -50,18 +50,22 @@ def disjoint_union(bundles: Sequence[Bundle], prefixes: Sequence[str] | None = N
     )
     pinned = set[str]()
     generate = dict[str, Generate]()
+    seed_names = dict[str, str]()
     policies = {bundle.meta.positions for bundle in bundles}
     for prefix, bundle in zip(prefixes, bundles, strict=True):
         # Under the other policies a run moves no chunk; where policies are mixed, that is said by name.
         is_mixed = len(policies) > 1 and bundle.meta.positions != "causal"
         pinned |= {prefix + name for name in (bundle.span_names if is_mixed else bundle.meta.pinned)}
         generate |= {prefix + name: how for name, how in bundle.meta.generate.items()}
+        generating = {*bundle.meta.generate, *(bundle.span_names[leaf] for leaf in bundle.leaves)}
+        seed_names |= {prefix + name: bundle.meta.seed_names.get(name, name) for name in generating}
     meta = replace(
         bundles[0].meta,
         source_sha256=sha256("".join(bundle.meta.source_sha256 for bundle in bundles).encode()).hexdigest(),
         positions=policies.pop() if len(policies) == 1 else "causal",
         pinned=frozenset(pinned),
         generate=generate,
+        seed_names=seed_names,
     )
     return Bundle(
         np.concatenate([bundle.input_ids for bundle in bundles]),

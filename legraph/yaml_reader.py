@@ -32,6 +32,8 @@ _CONSTRUCTOR: Any = yaml.constructor.SafeConstructor()
 _TAG = "tag:yaml.org,2002:"
 _SCALAR_TAGS = {_TAG + name for name in ("str", "int", "float", "bool", "null", "timestamp")}
 _COLLECTION_TAGS = {None, "!", _TAG + "map", _TAG + "seq"}
+_NUMBER_TAGS = {_TAG + "int", _TAG + "float"}
+_MISREAD_NUMBER = re.compile(r"[-+]?0[0-9_]+$|.*:")
 _MERGE_KEY = "<<"
 # To YAML, a number needs a point and a sign in the exponent.
 _EXPONENT = re.compile(r"\A-?[0-9.]+[eE][-+]?[0-9]+\Z")
@@ -303,6 +305,9 @@ def _scalar_value(event: Any) -> Any:
         raise _unsupported_tag(event)
     if tag == _TAG + "str":
         return event.value
+    if tag in _NUMBER_TAGS and _MISREAD_NUMBER.match(event.value):
+        # YAML 1.1 reads 010 as 8 and 1:30 as 90; TOML, JSON and YAML 1.2 do not.
+        raise _refusal(f"{quoted(event.value)} is not a plain number", event, "a decimal number, such as 10")
     if len(event.value) <= MAX_NUMBER_LENGTH:
         # What the constructors raise when an explicit tag does not fit the value.
         with suppress(ValueError, KeyError, IndexError, AttributeError, OverflowError, yaml.YAMLError):

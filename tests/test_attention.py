@@ -51,7 +51,7 @@ def test_flex_sdpa_and_eager_agree(name: str, bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(bundle=bundles(), data=st.data())
 def test_only_descendants_notice_a_changed_chunk(name: str, bundle: Bundle, data: st.DataObject) -> None:
     """Bit for bit under sdpa: what a chunk may not see, even through others, does not exist for it."""

@@ -175,3 +175,16 @@ def test_two_branches_with_the_same_own_seed_draw_alike() -> None:
         ids.append(made.ids)
     assert ids[0] == ids[1]
     assert len(set(ids[0])) > 1
+
+
+def test_a_stop_string_that_is_a_special_token_ends_it_though_it_leaves_no_text() -> None:
+    eot = TOKENIZER.convert_tokens_to_ids("<|eot|>")
+    made = branch(Generate(stop=("<|eot|>",)))
+    write(made, [97, eot, 98])
+    assert made.output() == Output("a", (97, eot), "stop")
+
+
+def test_special_tokens_that_are_no_stop_strings_do_not_end_it() -> None:
+    made = branch(Generate(max_new_tokens=3, stop=("eot",)))
+    write(made, [97, TOKENIZER.convert_tokens_to_ids("<|eot|>"), 98])
+    assert made.output().finish == "length"

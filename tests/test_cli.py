@@ -786,3 +786,54 @@ def open_for_writing(pipe: Path, reader: subprocess.Popen[str]) -> int:
         except OSError:
             time.sleep(0.02)
     raise AssertionError("the process ended before it read anything")
+
+
+@pytest.mark.parametrize("name", [".", "/", ""])
+def test_what_has_no_file_name_is_no_graph(name: str, call: Call) -> None:
+    done = call("compile", name)
+    assert (done.code, done.out) == (2, "")
+    assert done.err == f"error: {name!r} is not a file\n  expected: a graph file\n"
+
+
+def test_a_bundle_is_looked_at_before_a_model_is_loaded(tmp_path: Path, call: Call) -> None:
+    done = call("run", tmp_path / "missing.npz", "--model", "/no/such/model")
+    assert (done.code, done.err) == (2, f"error: {tmp_path / 'missing.npz'}: no such file\n")
+
+
+def test_a_model_folder_that_is_not_there_is_called_so(graph: Path, call: Call) -> None:
+    done = call("run", graph, "--model", "/no/such/model")
+    assert done.code == 1
+    assert done.err.startswith("error: model '/no/such/model' cannot be loaded: no such folder\n  hint: ")
+
+
+def test_json_is_json_whatever_the_encoding_of_stdout(tmp_path: Path, model_folder: Path) -> None:
+    path = tmp_path / "graph.yaml"
+    path.write_text("legraph: 1\nchunks: [{name: é, text: x}]", encoding="utf-8")
+    done = process("check", path, "--json", env=os.environ | {"PYTHONIOENCODING": "ascii"})
+    assert not done.data()["ok"] and "é" in done.data()["files"][0]["problems"][0]["message"]
+
+
+WITHOUT_COMPILER = """
+import sys
+import legraph
+from legraph.engine import Engine
+Engine.prefill_attention = lambda self, bundle: "flex"
+engine = Engine.load(sys.argv[1], attn=sys.argv[2])
+print(engine.run(legraph.compile_file(sys.argv[3], engine.tokenizer)).outputs["question"].token_ids)
+"""
+
+
+@pytest.mark.parametrize("attn", ["flex", "auto"])
+def test_without_a_compiler_auto_takes_another_way_and_flex_says_so(
+    attn: str, graph: Path, model_folder: Path, tmp_path: Path
+) -> None:
+    env = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    command = [sys.executable, "-c", WITHOUT_COMPILER, str(model_folder), attn, str(graph)]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    if attn == "flex":
+        assert done.returncode == 1
+        assert "legraph.errors.ModelError: flex attention cannot be compiled here" in done.stderr
+        assert "or use --attn sdpa" in done.stderr
+    else:
+        expected = expected_outputs(graph, Generate())["question"]["token_ids"]
+        assert done.stdout.strip() == str(tuple(expected))

@@ -15,7 +15,7 @@ from legraph.branch import Piece
 from legraph.bundle import Bundle
 from legraph.compiler import Chunk, compile_chunks
 from legraph.engine import Engine, RunResult
-from legraph.errors import BundleError, ModelError
+from legraph.errors import BundleError, InputError, ModelError
 from legraph.graph import Generate
 from legraph.model import supported_attention, use_attention
 from legraph.tokens import bytes_tokenizer
@@ -273,3 +273,19 @@ def test_auto_takes_sdpa_for_small_graphs_on_a_cpu_and_flex_for_large_sparse_one
     large = compile_chunks([Chunk("q", parents=docs)], tokenizer(), positions="causal")
     assert auto.prefill_attention(large) == "flex"
     assert engine("gemma2", "auto").prefill_attention(large) == "eager"
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        (Generate(stop="END"), "stop is 'END'"),  # type: ignore[arg-type]
+        (Generate(stop=("",)), "stop.0 is ''"),
+        (Generate(max_new_tokens=0), "max_new_tokens is 0"),
+        (Generate(top_p=0.0), "top_p is 0.0"),
+        (Generate(temperature=-1.0), "temperature is -1.0"),
+    ],
+)
+def test_settings_that_no_graph_file_could_have_are_refused(how: Generate, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        engine().run(one_leaf(), how)
+    assert [problem.message for problem in caught.value.problems] == [said]

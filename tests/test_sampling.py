@@ -157,3 +157,20 @@ def test_a_chunks_own_settings_come_first_and_the_runs_fill_the_rest(
     own: Generate | None, expected: Generate
 ) -> None:
     assert settings_for(own, RUN) == expected
+
+
+@pytest.mark.parametrize(
+    ("own", "run", "temperature"),
+    [
+        (None, Generate(top_p=0.9), 1.0),
+        (Generate(top_k=5), Generate(), 1.0),
+        (Generate(), Generate(top_k=5), 1.0),
+        (Generate(top_p=0.9), Generate(temperature=0.5), 0.5),
+        (Generate(top_p=0.9, temperature=0), Generate(), 0),
+        (Generate(seed=3), Generate(seed=4), None),
+    ],
+)
+def test_who_asks_for_top_k_or_top_p_samples(
+    own: Generate | None, run: Generate, temperature: float | None
+) -> None:
+    assert settings_for(own, run).temperature == temperature

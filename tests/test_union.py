@@ -225,3 +225,14 @@ def test_nothing_is_changed_in_the_parts():
     union.input_ids[:] = 0
     union.parent_indices[:] = 0
     assert [content(part) for part in parts] == before
+
+
+def test_sampling_in_a_union_draws_what_it_draws_alone(engine: Engine):
+    parts = [compile_chunks([Chunk(text, name="q")], tokenizer()) for text in ("one", "two", "two")]
+    how = Generate(max_new_tokens=6, temperature=1.5, seed=7)
+    alone = run_apart(engine, parts, how)
+    assert ids_of(engine.run(disjoint_union(parts), how)) == alone
+    nested = disjoint_union([disjoint_union(parts[:1]), *parts[1:]], ["a.", "b.", "c."])
+    drawn = ids_of(engine.run(nested, how))
+    assert list(drawn.values()) == list(alone.values())
+    assert drawn["b.q"] != ids_of(engine.run(parts[1], replace(how, seed=8)))["q"], "the seed matters"

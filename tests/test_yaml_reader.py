@@ -234,10 +234,17 @@ def test_a_value_that_its_tag_does_not_fit_is_refused(written: str, kind: str):
     assert problem.expected == "a quoted string, if it is text"
 
 
-@pytest.mark.parametrize("number", ["9" * 100_000, "0x" + "f" * 100_000, "1:" * 100_000 + "1"])
-def test_endless_numbers_are_refused_and_not_written_out(number: str):
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        ("9" * 100_000, "valid int"),
+        ("0x" + "f" * 100_000, "valid int"),
+        ("1:" * 100_000 + "1", "plain number"),
+    ],
+)
+def test_endless_numbers_are_refused_and_not_written_out(number: str, kind: str):
     problem = refusal(f"a: «{number}»")
-    assert problem.message == f"{number[:57] + '...'!r} is not a valid int"
+    assert problem.message == f"{number[:57] + '...'!r} is not a {kind}"
 
 
 def test_the_longest_number_is_still_a_number():
@@ -388,3 +395,15 @@ def test_a_key_that_is_not_a_string_is_not_in_the_data():
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "---\n", "--- \n...\n"])
 def test_a_text_without_a_value_is_none(text: str):
     assert read_yaml(text) == (None, [])
+
+
+@pytest.mark.parametrize("written", ["010", "-017", "0_7", "08", "1:30", "1:30.5", "-1:0"])
+def test_numbers_that_yaml_reads_in_a_way_of_its_own_are_refused(written: str):
+    """As octal, or in base 60; JSON, TOML and YAML 1.2 read none of them so."""
+    data = yaml.safe_load(f"start: {written}")["start"]
+    if isinstance(data, str):
+        assert read_yaml(f"start: {written}")[0] == {"start": written}
+        return
+    problem = refusal(f"start: «{written[0]}»{written[1:]}")
+    assert problem.message == f"{written!r} is not a plain number"
+    assert problem.expected == "a decimal number, such as 10"
