@@ -101,12 +101,13 @@ def engine() -> Iterator[Engine]:
     torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("shape", graphs.SHAPES)
-def test_facts_in_sight_are_found_in_every_shape(engine: Engine, shape: str) -> None:
-    # Measured on 500 graphs: 99.4 to 100%. Six graphs, of which one may fail.
-    found = exact_match(engine, one_hop(shape), range(6), seed=7)
-    assert (found.graphs, found.asked) == (6, 6)
-    assert found.exact >= 5
+def test_facts_in_sight_are_found_in_every_shape(engine: Engine) -> None:
+    # Measured on 500 graphs a shape: 99.4 to 100%. Of the 48 here, two may fail; a model that is right nine
+    # times in ten would pass with a chance of one in eight.
+    found = {shape: exact_match(engine, one_hop(shape), range(8), seed=7) for shape in graphs.SHAPES}
+    assert sum(score.asked for score in found.values()) == 48
+    assert min(score.exact for score in found.values()) >= 7
+    assert sum(score.exact for score in found.values()) >= 46
 
 
 @pytest.mark.parametrize("given_summary", [False, True])
