@@ -344,7 +344,7 @@ def _engine(model: str | None, tokenizer: str | None, device: str | None, dtype:
 
 
 def _streamed(engine: Engine, bundle: Bundle, settings: Any, shown: bool) -> RunResult:
-    from legraph.engine import RunResult
+    from legraph.run import RunResult
 
     several = len(set(bundle.leaves) | {bundle.index(name) for name in bundle.meta.generate}) > 1
     last: str | None = None

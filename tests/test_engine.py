@@ -136,7 +136,7 @@ def test_any_chunk_may_generate(bundle: Bundle, data: st.DataObject) -> None:
 def test_a_long_prefill_in_parts_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = four_leaves()
     whole = engine().run(bundle)
-    monkeypatch.setattr("legraph.engine._MAX_MASK_ENTRIES", 200)
+    monkeypatch.setattr("legraph.run._MAX_MASK_ENTRIES", 200)
     assert ids_of(engine().run(bundle)) == ids_of(whole)
 
 
