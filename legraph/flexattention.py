@@ -3,8 +3,8 @@
 Run side: imports torch and transformers. transformers' own implementation ("flex_attention") leaves the
 shapes to torch, which makes them dynamic when it meets a second length. On a CPU that ends in code that does
 not compile, or in minutes of symbolic algebra (torch 2.13). Here every shape is static, and lengths are
-rounded up to a few: queries, keys and values are padded to the length of the `BlockMask`, in which the
-padding sees nothing and is seen by nobody.
+rounded up to a few: queries, keys and values are padded to the length of the `BlockMask`. No token sees the
+padding, and what the padding itself computes is cut off.
 """
 
 from __future__ import annotations
@@ -52,30 +52,11 @@ def flex_attention_forward(
         ModelError: another mask, one for fewer tokens, attention dropout, which the kernel does not have, or
             attention sinks on a CPU, where torch gives no log-sum-exp.
     """
-    if not isinstance(attention_mask, BlockMask):
-        raise ModelError(
-            f"{NAME} takes a BlockMask, not {type(attention_mask).__name__}",
-            "make the model's inputs with Bundle.model_inputs(attn='flex')",
-        )
-    if dropout:
-        raise ModelError(
-            "flex attention has no dropout", "set attention_dropout to 0 in the model's config, or use sdpa"
-        )
-    if s_aux is not None and query.device.type == "cpu":
-        raise ModelError(
-            "attention sinks cannot be computed with flex attention on a CPU", "use --attn eager"
-        )
+    _check_inputs(query, key, attention_mask, dropout, s_aux)
     # Under autocast the rotary embedding makes queries and keys float32 again.
     query, key = query.to(value.dtype), key.to(value.dtype)
     num_tokens = query.shape[2]
     room = attention_mask.seq_lengths[0] - num_tokens
-    if room < 0 or key.shape[2] != num_tokens:
-        # A negative padding would cut tokens off; with a cache there are more keys than queries.
-        raise ModelError(
-            f"the BlockMask is for {num_tokens + room} tokens, and there are {num_tokens} queries and "
-            f"{key.shape[2]} keys",
-            "give the model as many tokens as the mask is for, and no cache",
-        )
     if room:
         query, key, value = (torch.nn.functional.pad(part, (0, 0, 0, room)) for part in (query, key, value))
     result: Any = _kernel()(
@@ -93,6 +74,31 @@ def flex_attention_forward(
         # exp(lse) / (exp(lse) + exp(sink)): the share of the probability that is not the sink's.
         result = result * torch.sigmoid(aux.lse - s_aux[None, :, None])[..., None].to(result.dtype)
     return result[:, :, :num_tokens].transpose(1, 2).contiguous(), None
+
+
+def _check_inputs(
+    query: torch.Tensor, key: torch.Tensor, attention_mask: Any, dropout: float, s_aux: torch.Tensor | None
+) -> None:
+    if not isinstance(attention_mask, BlockMask):
+        raise ModelError(
+            f"{NAME} takes a BlockMask, not {type(attention_mask).__name__}",
+            "make the model's inputs with Bundle.model_inputs(attn='flex')",
+        )
+    if dropout:
+        raise ModelError(
+            "flex attention has no dropout", "set attention_dropout to 0 in the model's config, or use sdpa"
+        )
+    if s_aux is not None and query.device.type == "cpu":
+        raise ModelError(
+            "attention sinks cannot be computed with flex attention on a CPU", "use --attn eager"
+        )
+    num_queries, num_keys, length = query.shape[2], key.shape[2], attention_mask.seq_lengths[0]
+    if length < num_queries or num_keys != num_queries:
+        # A negative padding would cut tokens off; with a cache there are more keys than queries.
+        raise ModelError(
+            f"the BlockMask is for {length} tokens, and there are {num_queries} queries and {num_keys} keys",
+            "give the model as many tokens as the mask is for, and no cache",
+        )
 
 
 def is_compile_error(error: BaseException) -> bool:

@@ -111,8 +111,8 @@ def block_mask(
     """The `BlockMask` that `create_block_mask` would find by looking at every pair, in closed form.
 
     With `window`, blocks that lie wholly outside it are dropped, and a block is full only if it lies wholly
-    inside; a block in between is partial. With `padded_length`, the mask is for so many tokens, of which
-    those past the bundle's own see nothing and are seen by nobody.
+    inside; a block in between is partial. With `padded_length`, the mask is for so many tokens; no token
+    sees those past the bundle's own, and what those see (the rest of the last block) means nothing.
     """
     blocks = active_blocks(mask, block_size)
     is_full = blocks.is_full
