@@ -6,6 +6,7 @@ everything else calls `main` here, with real files and a real model folder.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -770,12 +771,22 @@ def test_an_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
     waiting = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     writer = open_for_writing(pipe, waiting)
     try:
-        waiting.send_signal(signal.SIGINT)
-        out, err = waiting.communicate(timeout=60)
+        out, err = interrupted(waiting)
     finally:
         os.close(writer)
         waiting.kill()
+        waiting.communicate()
     assert (waiting.returncode, out, err) == (130, "", "error: interrupted\n")
+
+
+def interrupted(waiting: subprocess.Popen[str]) -> tuple[str, str]:
+    """Interrupts a process that is about to block: a signal just before it does is only seen after it."""
+    for _ in range(4):
+        time.sleep(0.3)
+        waiting.send_signal(signal.SIGINT)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            return waiting.communicate(timeout=15)
+    raise AssertionError("the process does not end")
 
 
 def open_for_writing(pipe: Path, reader: subprocess.Popen[str]) -> int:
