@@ -26,6 +26,7 @@ if TYPE_CHECKING:
         TokenizerError,
     )
     from legraph.graph import Generate
+    from legraph.kvstore import KVStore
     from legraph.model import load_model
     from legraph.show import tree
 
@@ -39,6 +40,7 @@ __all__ = [
     "Generate",
     "GraphError",
     "InputError",
+    "KVStore",
     "LegraphError",
     "ModelError",
     "RunError",
@@ -57,6 +59,7 @@ _MODULE_OF = {
     "compile_file": "compiler",
     "Engine": "engine",
     "Generate": "graph",
+    "KVStore": "kvstore",
     "load_model": "model",
     "tree": "show",
 }

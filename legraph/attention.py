@@ -13,15 +13,23 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from legraph import flexattention
+from legraph import flatattention, flexattention
 from legraph.errors import ModelError
 from legraph.flexmask import block_mask
 from legraph.mask import ChunkMask, Int64Array
 
-Attention = Literal["flex", "sdpa", "eager"]
+Attention = Literal["flex", "flat", "sdpa", "eager"]
 
 # What each of them is called in transformers.
-IMPLEMENTATIONS: dict[Attention, str] = {"flex": flexattention.NAME, "sdpa": "sdpa", "eager": "eager"}
+IMPLEMENTATIONS: dict[Attention, str] = {
+    "flex": flexattention.NAME,
+    "flat": flatattention.NAME,
+    "sdpa": "sdpa",
+    "eager": "eager",
+}
+
+# "flat" works over an engine's cache only.
+_FOR_ANY_MODEL: tuple[Attention, ...] = ("flex", "sdpa", "eager")
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 T = TypeVar("T")
@@ -48,7 +56,13 @@ def layer_windows(config: Any) -> dict[str, int | None]:
         ModelError: some layers are neither full nor sliding-window attention.
     """
     text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
+    try:
+        window = getattr(text, "sliding_window", None)
+    except RuntimeError:  # transformers says so when every layer has a value of its own
+        raise ModelError(
+            f"model type {text.model_type!r} has windows of different sizes, and legraph knows one size",
+            "use a model whose windowed layers have the same window",
+        ) from None
     if not getattr(text, "use_sliding_window", True):
         window = None
     kinds = getattr(text, "layer_types", None)
@@ -135,8 +149,8 @@ def model_inputs(
     dtype: torch.dtype | None = None,
 ) -> dict[str, Any]:
     """See `Bundle.model_inputs`."""
-    if attn not in IMPLEMENTATIONS:
-        raise ValueError(f"attn is {attn!r}; expected one of {', '.join(IMPLEMENTATIONS)}")
+    if attn not in _FOR_ANY_MODEL:
+        raise ValueError(f"attn is {attn!r}; expected one of {', '.join(_FOR_ANY_MODEL)}")
     inputs = {
         "input_ids": torch.from_numpy(input_ids)[None].to(device),
         "position_ids": torch.from_numpy(position_ids)[None].to(device),

@@ -6,15 +6,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 from legraph.bundle import Bundle
 from legraph.detokenize import Detokenizer
-from legraph.flatcache import Segment
 from legraph.graph import Generate
 from legraph.sampling import Sampler, settings_for
 
-Finish = Literal["end", "stop", "length"]
+Finish = Literal["end", "stop", "length", "cancelled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +31,7 @@ class Output:
     """What a chunk generated, without the end-of-sequence token.
 
     `finish` says why it ended: "end" (end-of-sequence token), "stop" (a stop string, which is part of the
-    text), "length" (max_new_tokens, or the last position the model knows).
+    text), "length" (max_new_tokens, or the last position the model knows), "cancelled" (the run was).
     """
 
     text: str
@@ -71,9 +68,9 @@ class Branch:
         self.is_fed = True
         self.finish: Finish | None = None
 
-    def accept(self, logits_V: Any) -> Piece | None:
-        """Draws the next token; None if that ends the sequence and no text is left over."""
-        token = self.sampler.draw(logits_V)
+    def accept(self, logits_V: Any, best: int, highest: float) -> Piece | None:
+        """Draws the next token (see `Sampler.draw`); None if it ends the sequence and leaves no text."""
+        token = self.sampler.draw(logits_V, best, highest)
         if token in self.end_ids:
             self.finish = "end"
             rest = self.detokenizer.flush()
@@ -89,14 +86,12 @@ class Branch:
             text += self.detokenizer.flush()
         return Piece(self.name, token, text)
 
-    def next_segment(self) -> Segment:
-        """The newest token, which the model has not seen yet, at the next position."""
+    def feed(self) -> tuple[int, int]:
+        """The newest token, which the model has not seen yet, and its position."""
         assert not self.is_fed
         self.is_fed = True
-        position = self.next_position
         self.next_position += 1
-        ids, positions = np.array([self.ids[-1]]), np.array([position])
-        return Segment(self.chunk, ids, positions, wants_logits=self.finish is None)
+        return self.ids[-1], self.next_position - 1
 
     def has_unfed_end(self) -> bool:
         """It is finished, and its children must see a last token that the model has not seen yet."""
@@ -107,8 +102,7 @@ class Branch:
         return self.next_position + (0 if self.is_fed else 1)
 
     def output(self) -> Output:
-        assert self.finish is not None
-        return Output(self.detokenizer.text, tuple(self.ids), self.finish)
+        return Output(self.detokenizer.text, tuple(self.ids), self.finish or "cancelled")
 
     def _has_stop(self, piece: str) -> bool:
         """Whether a stop string ends in the newest piece of text."""

@@ -8,25 +8,26 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import os
 import sys
 import time
-from collections.abc import Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
 import typer
 
 from legraph import __version__
-from legraph.errors import GraphError, InputError, LegraphError, Problem, did_you_mean
+from legraph.errors import GraphError, InputError, LegraphError, ModelError, Problem, did_you_mean
 from legraph.source import STDIN
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from legraph.bundle import Bundle
-    from legraph.engine import Engine, RunResult
+    from legraph.engine import Engine, RunResult, Submission
+    from legraph.kvdisk import DiskTier, Removed
 
 app = typer.Typer(
     name="legraph",
@@ -38,6 +39,13 @@ app = typer.Typer(
 )
 
 BUNDLE_SUFFIXES = (".npz", ".pt")
+JSONL_SUFFIX = ".jsonl"
+# Panels are drawn anew no more often than this.
+_SECONDS_PER_PICTURE = 0.1
+
+T = TypeVar("T")
+# Takes the name of a branch, its next piece of text, and whether that was its last.
+Show = Callable[[str, str, bool], object]
 
 GraphArgument = Annotated[str, typer.Argument(metavar="GRAPH", help="Graph file (YAML, TOML); - is stdin.")]
 InputArgument = Annotated[
@@ -120,6 +128,7 @@ def _prepare_process() -> None:
         ("TOKENIZERS_PARALLELISM", "true"),
     ):
         os.environ.setdefault(name, value)
+    warnings.showwarning = _draw_warning
     # A model may write any character; a terminal or pipe that lacks it must not end the run.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
@@ -229,7 +238,10 @@ def check(
 
 @app.command()
 def run(
-    source: InputArgument,
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="GRAPH|BUNDLE...", help="Graph files, bundles, .jsonl of graphs; - is stdin."),
+    ],
     model: Annotated[
         str | None,
         typer.Option(
@@ -244,7 +256,12 @@ def run(
         str, typer.Option("--dtype", metavar="T", help="auto, float32, bfloat16 or float16.")
     ] = "auto",
     attn: Annotated[
-        str, typer.Option("--attn", metavar="auto|flex|sdpa|eager", help="Attention used for prefill.")
+        str,
+        typer.Option(
+            "--attn",
+            metavar="auto|flex|sdpa|eager",
+            help="sdpa, eager: transformers' own, slow and plain.",
+        ),
     ] = "auto",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="For leaves without 'generate' of their own.")
@@ -255,31 +272,174 @@ def run(
     top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus sampling, 0 < p <= 1.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Among the k likeliest.")] = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
+    prefill_tokens: Annotated[
+        int | None,
+        typer.Option("--prefill-tokens", min=1, help="Most tokens of one prefill pass."),
+    ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option("--kv", metavar="DIR", help="Keep keys and values of chunks there, and reuse them."),
+    ] = None,
+    kv_bytes: Annotated[
+        str | None,
+        typer.Option("--kv-bytes", metavar="SIZE", help="Most that DIR holds: 500MB, 20GiB, ..."),
+    ] = None,
+    explain_cache: Annotated[
+        bool, typer.Option("--explain-cache", help="Show where each chunk's keys and values came from.")
+    ] = False,
+    save: Annotated[
+        str | None,
+        typer.Option("--save", metavar="OUT", help="Write text and generated tokens as a bundle."),
+    ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show text as it is generated.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Run a graph on a model: every leaf, and every chunk with 'generate', is continued."""
+    """Run graphs on a model: every leaf, and every chunk with 'generate', is continued."""
     from legraph.graph import Generate
 
     _one_of("--attn", attn, ("auto", "flex", "sdpa", "eager"))
     _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(Problem(f"--top-p is {top_p}", "more than 0, at most 1"))
+    if temperature is not None and not math.isfinite(temperature):
+        raise InputError(Problem(f"--temperature is {temperature}", "a number"))
+    _check_cache_options(kv, kv_bytes, explain_cache)
+    path = None if save is None else _saved_path(save, sources)
     settings = Generate(max_new_tokens, (), temperature, top_k, top_p, seed)
     started = time.perf_counter()
-    parsed = None if _is_bundle(source) else _graph(source)
     # What is wrong with the input is said before a model is loaded.
-    given = _load_bundle(source) if parsed is None else None
-    engine = _engine(model, tokenizer, device, dtype, attn)
+    given = _run_inputs(sources)
+    engine = _engine(
+        model,
+        tokenizer,
+        device=device,
+        dtype=dtype,
+        attn=attn,
+        kv=_kv_store(kv, kv_bytes),
+        prefill_tokens=prefill_tokens,
+    )
     loaded = time.perf_counter()
-    bundle = given or _compile_graph(parsed, engine.tokenizer, "declared")
+    bundles = [_or_error(_as_bundle, graph, engine.tokenizer) for graph in given.values()]
     compiled = time.perf_counter()
-    result = _streamed(engine, bundle, settings, stream and not as_json)
-    timing = {"load_s": loaded - started, "compile_s": compiled - loaded} | result.timing
+    runs = [
+        bundle if isinstance(bundle, LegraphError) else _or_error(engine.submit, bundle, settings)
+        for bundle in bundles
+    ]
+    is_several = len(sources) > 1 or Path(sources[0]).suffix == JSONL_SUFFIX
+    if not is_several and isinstance(runs[0], LegraphError):
+        raise runs[0]
+    setup = {"load_s": loaded - started, "compile_s": compiled - loaded}
+    report = _Report(list(given), is_several, as_json, explain_cache, setup)
+    try:
+        report.follow(engine, runs, stream and not as_json)
+    finally:
+        # After an interrupt too: what was generated until then is kept.
+        results = report.results(runs)
+        try:
+            # First, because nobody may read the results.
+            if path is not None and not isinstance(results[0], LegraphError):
+                results[0].bundle.save(path)
+        finally:
+            report.give(results)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+cache = typer.Typer(
+    help="Look after a folder in which keys and values (KV) of chunks are kept for reuse.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+)
+app.add_typer(cache, name="cache")
+
+FolderArgument = Annotated[str, typer.Argument(metavar="DIR", help="The KV store's folder.")]
+
+
+@cache.command("ls")
+def cache_ls(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """List the entries, the one used last first."""
+    from legraph.kvshow import entry_data, table
+
+    entries = _kv_folder(folder).entries()
     if as_json:
-        print(json.dumps(_result_data(result, timing)))
-    elif not stream:
-        _print_outputs(result)
+        print(json.dumps({"folder": folder, "entries": [entry_data(entry) for entry in entries]}))
+    elif entries:
+        _print_picture(table(entries))
+    else:
+        print(f"{folder}: no entries")
+
+
+@cache.command("stat")
+def cache_stat(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Count entries, tokens and bytes, of each model and in all."""
+    from legraph.kvshow import totals_data, totals_text
+
+    tier = _kv_folder(folder)
+    totals = totals_data(tier.usage(), tier.entries())
+    if as_json:
+        print(json.dumps({"folder": folder} | totals))
+    else:
+        print(f"{folder}: {totals_text(totals)}")
+
+
+@cache.command("prune")
+def cache_prune(
+    folder: FolderArgument,
+    max_bytes: Annotated[str, typer.Option("--max-bytes", metavar="SIZE", help="500MB, 2GiB, 1000000, ...")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the least recently used entries until the rest fits, and what dead processes left."""
+    from legraph.kvshow import parse_size
+
+    size = parse_size(max_bytes)
+    _print_removed(folder, _kv_folder(folder).prune(size), as_json)
+
+
+@cache.command("verify")
+def cache_verify(
+    folder: FolderArgument,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove entries that are damaged.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare every entry with its checksum. Exit code 1 if a damaged one stays."""
+    from legraph.kvshow import verified_data, verified_line
+
+    tier = _kv_folder(folder)
+    with _progress("verifying", tier.usage()[0], "entries") as advance:
+        verified = tier.verify(remove, advance)
+    if as_json:
+        print(json.dumps({"folder": folder} | verified_data(verified)))
+    else:
+        for file in verified.bad:
+            _draw_error(f"{file.path}: {file.reason}{'; removed' if file.removed else ''}")
+        print(f"{folder}: {verified_line(verified)}")
+    if not all(file.removed for file in verified.bad):
+        raise typer.Exit(1)
+
+
+@cache.command("clear")
+def cache_clear(folder: FolderArgument, as_json: JsonOption = False) -> None:
+    """Remove all entries. Other files in the folder stay."""
+    _print_removed(folder, _kv_folder(folder).clear(), as_json)
+
+
+def _kv_folder(folder: str) -> DiskTier:
+    """Unlike a run, which makes the folder, these commands are about one that is there."""
+    from legraph.kvdisk import DiskTier
+
+    if not Path(folder).is_dir():
+        wrong = "is a file" if Path(folder).exists() else "no such folder"
+        raise InputError(Problem(f"{folder}: {wrong}", "the folder of a KV store"))
+    return DiskTier(folder)
+
+
+def _print_removed(folder: str, removed: Removed, as_json: bool) -> None:
+    from legraph.kvshow import removed_data, removed_line
+
+    if as_json:
+        print(json.dumps({"folder": folder} | removed_data(removed)))
+    else:
+        print(f"{folder}: {removed_line(removed)}")
 
 
 @app.command()
@@ -333,52 +493,214 @@ def _load_bundle(path: str) -> Bundle:
     return Bundle.load(path)
 
 
-def _engine(model: str | None, tokenizer: str | None, device: str | None, dtype: str, attn: str) -> Engine:
+def _run_inputs(sources: list[str]) -> dict[str, Any]:
+    """Parsed graphs and bundles, by the name that their results get.
+
+    Raises:
+        InputError: with all problems of all files.
+    """
+    if sources.count(STDIN) > 1:
+        raise InputError(Problem("standard input is given twice", "- once"))
+    given, place_by_name, problems = dict[str, Any](), dict[str, str](), list[Problem]()
+    for source in sources:
+        try:
+            for name, place, graph in _run_input(source):
+                if name in given:
+                    where = f" ({place_by_name[name]}, {place})" if place != name else ""
+                    problems.append(Problem(f"two graphs are called {name!r}{where}", "each name once"))
+                given[name], place_by_name[name] = graph, place
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return given
+
+
+def _run_input(source: str) -> list[tuple[str, str, Any]]:
+    """Name, place and content of each graph in a file."""
+    from legraph.graph import build_graph
+    from legraph.rows import read_rows
+
+    if Path(source).suffix == JSONL_SUFFIX:
+        return [(row.id, f"{source}:{row.line}", build_graph(row.graph)) for row in read_rows(source)]
+    return [(source, source, _load_bundle(source) if _is_bundle(source) else _graph(source))]
+
+
+def _or_error(function: Callable[..., T], *arguments: Any) -> T | LegraphError:
+    """A graph that cannot be run on this model is an error of its own: others beside it can."""
+    try:
+        return function(*arguments)
+    except LegraphError as error:
+        return error
+
+
+def _as_bundle(graph: Any, tokenizer: Any) -> Bundle:
+    from legraph.bundle import Bundle
+
+    return graph if isinstance(graph, Bundle) else _compile_graph(graph, tokenizer, "declared")
+
+
+def _check_cache_options(kv: str | None, kv_bytes: str | None, explain_cache: bool) -> None:
+    if kv is None and (kv_bytes is not None or explain_cache):
+        option = "--explain-cache" if explain_cache else "--kv-bytes"
+        raise InputError(Problem(f"{option} is about a store, and there is none", "--kv DIR beside it"))
+
+
+def _kv_store(folder: str | None, max_bytes: str | None) -> Any:
+    from legraph.kvshow import parse_size
+    from legraph.kvstore import KVStore
+
+    if folder is None:
+        return None
+    # The folder is enough: what one run needs twice stays in its cache.
+    return KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
+
+
+def _saved_path(save: str, sources: list[str]) -> Path:
+    if len(sources) > 1 or Path(sources[0]).suffix == JSONL_SUFFIX:
+        raise InputError(Problem("--save keeps one graph, and there are several", "one graph"))
+    path = _output_path(sources[0], save)
+    # Before the run, which may take long: its result must have a place.
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        wrong = "permission denied" if path.parent.is_dir() else "no such folder"
+        raise InputError(Problem(f"{path}: cannot be written: {wrong}", "a folder that can be written to"))
+    return path
+
+
+def _engine(model: str | None, tokenizer: str | None, **options: Any) -> Engine:
     from transformers.utils import logging
 
     from legraph.engine import Engine
 
     # The environment says so too, but transformers reads it once, when it is imported.
     logging.disable_progress_bar()
-    return Engine.load(model, tokenizer, device=device, dtype=dtype, attn=attn)
+    return Engine.load(model, tokenizer, **options)
 
 
-def _streamed(engine: Engine, bundle: Bundle, settings: Any, shown: bool) -> RunResult:
-    from legraph.run import RunResult
+class _Report:
+    """Shows runs while they go on, and gives their results."""
 
-    several = len(set(bundle.leaves) | {bundle.index(name) for name in bundle.meta.generate}) > 1
-    last: str | None = None
-    with _progress("generating", None, "tokens", hidden=shown) as advance:
-        for event in engine.stream(bundle, settings):
-            if isinstance(event, RunResult):
-                if shown:
-                    print(flush=True)
-                return event
-            advance(1)
-            if not shown or not event.text:
+    def __init__(
+        self, names: list[str], is_several: bool, as_json: bool, explains: bool, setup: dict[str, float]
+    ) -> None:
+        self.names, self.is_several, self.as_json = names, is_several, as_json
+        self.explains, self.setup = explains, setup
+        self.errors: dict[int, LegraphError] = {}
+        self.is_shown = False
+
+    def follow(self, engine: Engine, runs: Sequence[Submission | LegraphError], streams: bool) -> None:
+        """Reads all events; with `streams`, shows text as it comes. Of several runs some may fail."""
+        from legraph.branch import Piece
+        from legraph.marks import printable
+
+        self.errors = {i: run for i, run in enumerate(runs) if isinstance(run, LegraphError)}
+        under_way = {i: run for i, run in enumerate(runs) if not isinstance(run, LegraphError)}
+        numbers, submissions = list(under_way), list(under_way.values())
+        with self._shown(submissions, streams) as show:
+            for at, event in engine.follow(submissions):
+                number = numbers[at]
+                prefix = f"{printable(self.names[number])}:" if self.is_several else ""
+                if isinstance(event, Piece):
+                    show(prefix + event.chunk, event.text, False)
+                elif isinstance(event, ModelError):
+                    self.errors[number] = event
+                else:
+                    for chunk in event.outputs:
+                        show(prefix + chunk, "", True)
+
+    def results(self, runs: Sequence[Submission | LegraphError]) -> list[RunResult | LegraphError]:
+        """Ends what is under way, and gives what there is of each run."""
+        found: list[RunResult | LegraphError] = []
+        for number, run in enumerate(runs):
+            if not isinstance(run, LegraphError):
+                run.cancel()
+                run = self.errors.get(number) or run.partial()
+            found.append(run)
+        return found
+
+    @contextmanager
+    def _shown(self, submissions: list[Submission], streams: bool) -> Iterator[Show]:
+        if not streams or not submissions:
+            with _progress("generating", None, "tokens") as advance:
+                yield lambda name, text, is_done: advance(0 if is_done else 1)
+        elif sys.stdout.isatty() and sum(submission.num_branches for submission in submissions) > 1:
+            with _panels() as show:
+                yield show
+        else:
+            self.is_shown = True
+            is_one = sum(submission.num_branches for submission in submissions) == 1
+            try:
+                yield _in_turns(has_headings=not is_one)
+            finally:
+                print(flush=True)
+
+    def give(self, results: list[RunResult | LegraphError]) -> None:
+        """Prints results: as JSON, or as text unless it has been shown.
+
+        Raises:
+            LegraphError: the only run failed.
+        """
+        from legraph import report
+        from legraph.marks import printable
+
+        for name, result in zip(self.names, results, strict=True):
+            if isinstance(result, LegraphError):
+                if not self.is_several:
+                    raise result
+                if self.as_json:
+                    print(json.dumps({"id": name, "error": report.error_data(result)}))
+                else:
+                    # Problems of a file begin with its name.
+                    text, prefix = str(result), f"{printable(name)}:"
+                    _draw_error(text if text.startswith(prefix) else f"{prefix} {text}")
                 continue
-            if several and event.chunk != last:
-                # Branches speak in turns; a heading says whose turn it is.
-                print(("" if last is None else "\n") + f"[{event.chunk}] ", end="")
-                last = event.chunk
-            print(event.text, end="", flush=True)
-    raise AssertionError("a run ends with its result")
+            heading = f"== {printable(name)} ==\n" if self.is_several else ""
+            if self.as_json:
+                row = report.result_data(result, self.setup | result.timing, self.explains)
+                print(json.dumps(({"id": name} if self.is_several else {}) | row))
+            elif not self.is_shown:
+                print(heading + report.outputs_text(result))
+            if self.explains and not self.as_json:
+                print(heading, end="", file=sys.stderr)
+                _print_picture(report.sources_table(result.sources), to_stderr=True)
 
 
-def _print_outputs(result: RunResult) -> None:
-    if len(result.outputs) == 1:
-        print(next(iter(result.outputs.values())).text.strip())
-        return
-    for chunk, output in result.outputs.items():
-        print(f"[{chunk}] {output.text.strip()}")
+def _in_turns(has_headings: bool) -> Show:
+    """Prints text as it comes. Branches speak in turns; a heading says whose turn it is."""
+    last: str | None = None
+
+    def show(name: str, text: str, is_done: bool) -> None:
+        nonlocal last
+        if text and has_headings and name != last:
+            print(("" if last is None else "\n") + f"[{name}] ", end="")
+            last = name
+        print(text, end="", flush=True)
+
+    return show
 
 
-def _result_data(result: RunResult, timing: dict[str, float]) -> dict[str, Any]:
-    outputs = {
-        chunk: {"text": output.text, "token_ids": list(output.token_ids), "finish": output.finish}
-        for chunk, output in result.outputs.items()
-    }
-    return {"outputs": outputs, "timing": timing, "tokens": result.tokens}
+@contextmanager
+def _panels() -> Iterator[Show]:
+    """Shows branches side by side while they are generated; the panels are gone afterwards."""
+    from rich.console import Console
+    from rich.live import Live
+
+    from legraph.live import LiveView
+
+    view, console = LiveView(), Console()
+    drawn = -_SECONDS_PER_PICTURE
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+
+        def show(name: str, text: str, is_done: bool) -> None:
+            nonlocal drawn
+            view.add(name, text)
+            if is_done:
+                view.close(name)
+            if time.monotonic() - drawn >= _SECONDS_PER_PICTURE:
+                drawn = time.monotonic()
+                live.update(view.picture(console.width, console.height), refresh=True)
+
+        yield show
 
 
 def _output_path(graph: str, output: str | None) -> Path:
@@ -410,11 +732,9 @@ def _as_data(problem: Problem) -> dict[str, Any]:
 
 
 @contextmanager
-def _progress(
-    label: str, total: int | None, unit: str, hidden: bool = False
-) -> Iterator[Callable[[int], object]]:
+def _progress(label: str, total: int | None, unit: str) -> Iterator[Callable[[int], object]]:
     """A progress bar on stderr, where stderr is a terminal; gives the function that advances it."""
-    if hidden or not sys.stderr.isatty():
+    if not sys.stderr.isatty():
         yield lambda done: None
         return
     from rich.console import Console
@@ -427,17 +747,27 @@ def _progress(
         yield lambda done: bar.advance(task, done)
 
 
-def _print_picture(picture: Any) -> None:
+def _print_picture(picture: Any, to_stderr: bool = False) -> None:
     from rich.console import Console
 
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=to_stderr)
     if not console.is_terminal:
         # Into a file or pipe, lines stay whole: nobody can scroll a wrapped tree back together.
-        console = Console(highlight=False, width=200)
+        console = Console(highlight=False, stderr=to_stderr, width=200)
     # Through `print`, because rich ends the process itself when the reader of a pipe has gone.
     with console.capture() as captured:
         console.print(picture)
-    print(captured.get(), end="")
+    print(captured.get(), end="", file=sys.stderr if to_stderr else sys.stdout)
+
+
+def _draw_warning(message: Warning | str, category: type[Warning], *place: Any) -> None:
+    """What the store could not do is said in one line; other warnings are for developers, and as Python's."""
+    from legraph.kvdisk import KVStoreWarning
+
+    if issubclass(category, KVStoreWarning):
+        print(f"warning: {message}", file=sys.stderr)
+    else:
+        print(warnings.formatwarning(message, category, *place[:2]), end="", file=sys.stderr)
 
 
 def _draw_error(text: str) -> None:

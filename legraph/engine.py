@@ -1,46 +1,116 @@
-"""`Engine`: a causal LM and its tokenizer, ready to run bundles. What a run does is in `run`."""
+"""`Engine`: a causal LM and its tokenizer, ready to run bundles; several at once, from several threads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 from pydantic import ValidationError
 
-from legraph.attention import Attention
-from legraph.blocks import active_blocks
 from legraph.branch import Branch, Piece
 from legraph.bundle import Bundle
 from legraph.errors import BundleError, InputError, ModelError, Problem
+from legraph.forward import Choice, Forward
 from legraph.graph import Generate
-from legraph.model import check_obeys, dense_attention, load_model, max_positions, supported_attention
-from legraph.run import Run, RunResult, check_positions
+from legraph.job import Job, RunResult, check_positions
+from legraph.kvstore import KVStore
+from legraph.model import check_obeys, load_model, max_positions, supported_attention
+from legraph.reuse import Reuse, usable
+from legraph.scheduler import Scheduler
 from legraph.schema import GenerateSpec
+from legraph.slots import Residents, SlotPool
 from legraph.tokens import SHIPPED_MODEL, check_tokenizer, fingerprint, load_tokenizer, tokenizer_id
 
-# On a CPU: seconds that sdpa takes for one (query, key) pair in one layer and one channel, and seconds that
-# the first compilation of flex takes. Measured on two cores; they decide `auto`, never a result.
-_CPU_SECONDS_PER_PAIR_CHANNEL = 3.2e-11
-_CPU_COMPILE_SECONDS = 20.0
+
+class Submission:
+    """A run that was handed to an engine. It advances while somebody waits for it, or for another one.
+
+    All methods may be called from any thread; events go to one reader.
+    """
+
+    def __init__(self, scheduler: Scheduler, job: Job) -> None:
+        self._scheduler, self.job = scheduler, job
+
+    def events(self) -> Iterator[Piece | RunResult]:
+        """Each token's text as it comes, and the result at the end; ends early if the run is cancelled.
+
+        Raises:
+            ModelError: the run failed.
+        """
+        while True:
+            self._scheduler.wait(self.job)
+            if self.job.events:
+                yield self.job.events.popleft()
+            elif self.job.error is not None:
+                raise self.job.error
+            else:
+                return
+
+    def result(self) -> RunResult:
+        """Waits for the end. A run that was cancelled gives what it had, with `finish` "cancelled".
+
+        Raises:
+            ModelError: the run failed.
+        """
+        for event in self.events():
+            if isinstance(event, RunResult):
+                return event
+        return self.job.result()
+
+    def partial(self) -> RunResult:
+        """What there is so far, without waiting."""
+        return self.job.result()
+
+    def cancel(self) -> None:
+        """Ends the run after the pass that is under way, and frees its slots."""
+        self._scheduler.cancel(self.job)
+
+    @property
+    def is_done(self) -> bool:
+        return self.job.is_done
+
+    @property
+    def num_branches(self) -> int:
+        """How many chunks generate."""
+        return len(self.job.branches)
 
 
 class Engine:
     """A causal LM and its tokenizer, ready to run bundles.
 
+    All runs share one KV cache, whose slots are taken when a run starts and given back when it ends. It is
+    safe to call from several threads.
+
     Args:
         model: a Hugging Face causal LM. It is put into evaluation mode, and its attention implementation is
             changed as needed.
         tokenizer: the fast tokenizer that bundles for this model are compiled with.
-        attn: "flex", "sdpa" or "eager" for prefill; "auto" takes flex on a GPU, and on a CPU what is
-            expected to answer soonest. Decoding uses sdpa, or eager where the model's class needs it.
+        attn: "sdpa" and "eager" use transformers' own attention with the mask spelled out, everywhere: slow,
+            and right for every model. "flex" prefills with FlexAttention and decodes with legraph's own
+            attention; "auto" does so where flex pays.
+        kv: where keys and values of chunks are kept for other runs: a `KVStore`, or a folder. Chunks then
+            also stay in the cache itself, as long as nobody else needs their slots. None keeps nothing.
+        prefill_tokens: most tokens of one prefill pass. Default: 8,192 on a GPU, elsewhere all; either is
+            halved when memory runs out.
+        cache_tokens: tokens that the cache has room for from the start; it grows when a graph needs more.
 
     Raises:
         ModelError: the model cannot honour a graph, or does not offer `attn`.
         TokenizerError: the tokenizer is a slow one.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, attn: str = "auto") -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        attn: Choice = "auto",
+        *,
+        kv: KVStore | str | Path | None = None,
+        prefill_tokens: int | None = None,
+        cache_tokens: int = 0,
+    ) -> None:
         self.model = model.eval()
         self.tokenizer = check_tokenizer(tokenizer)
         supported = supported_attention(model)
@@ -52,6 +122,11 @@ class Engine:
         check_obeys(model)
         self.end_ids = _end_ids(model, tokenizer)
         self._fingerprint = fingerprint(tokenizer)
+        self.kv = KVStore(disk=kv) if isinstance(kv, str | Path) else kv
+        self._forward = Forward(model, attn, prefill_tokens)
+        pool = SlotPool()
+        reuse = None if self.kv is None else Reuse(self._forward, self.kv, Residents(pool))
+        self._scheduler = Scheduler(self._forward, pool, reuse, cache_tokens)
 
     @classmethod
     def load(
@@ -61,7 +136,10 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str = "auto",
-        attn: str = "auto",
+        attn: Choice = "auto",
+        kv: KVStore | str | Path | None = None,
+        prefill_tokens: int | None = None,
+        cache_tokens: int = 0,
     ) -> Engine:
         """Loads model and tokenizer by path or hub id; without `tokenizer`, the model's own.
 
@@ -72,10 +150,25 @@ class Engine:
         """
         model = model or SHIPPED_MODEL
         loaded = load_model(model, device, dtype)
-        return cls(loaded, load_tokenizer(tokenizer or model), attn)
+        return cls(
+            loaded,
+            load_tokenizer(tokenizer or model),
+            attn,
+            kv=kv,
+            prefill_tokens=prefill_tokens,
+            cache_tokens=cache_tokens,
+        )
 
-    def run(self, bundle: Bundle, settings: Generate | None = None) -> RunResult:
-        """Runs a bundle to the end.
+    @overload
+    def run(self, bundle: Bundle, settings: Generate | None = None) -> RunResult: ...
+
+    @overload
+    def run(self, bundle: Sequence[Bundle], settings: Generate | None = None) -> list[RunResult]: ...
+
+    def run(
+        self, bundle: Bundle | Sequence[Bundle], settings: Generate | None = None
+    ) -> RunResult | list[RunResult]:
+        """Runs one bundle, or several side by side, to the end.
 
         Args:
             settings: holds for every leaf without `generate` of its own, and fills the temperature, top_k,
@@ -86,28 +179,67 @@ class Engine:
             BundleError: the bundle was made with another tokenizer.
             ModelError: positions that the model does not know, out of memory.
         """
-        for event in self.stream(bundle, settings):
-            if isinstance(event, RunResult):
-                return event
-        raise AssertionError("a run ends with its result")
+        if isinstance(bundle, Bundle):
+            return self.submit(bundle, settings).result()
+        for one in bundle:
+            self.check(one)
+        submissions = [self.submit(one, settings) for one in bundle]
+        try:
+            return [submission.result() for submission in submissions]
+        finally:
+            for submission in submissions:
+                submission.cancel()
 
     def stream(self, bundle: Bundle, settings: Generate | None = None) -> Iterator[Piece | RunResult]:
-        """As `run`, piece by piece: yields each token's text as it comes, and the result at the end."""
+        """As `run`, piece by piece: yields each token's text as it comes, and the result at the end.
+
+        Whoever stops reading ends the run.
+        """
+        submission = self.submit(bundle, settings)
+        try:
+            yield from submission.events()
+        finally:
+            submission.cancel()
+
+    def follow(
+        self, submissions: Sequence[Submission]
+    ) -> Iterator[tuple[int, Piece | RunResult | ModelError]]:
+        """The events of several runs as they come, each with the number of its run.
+
+        A run that fails gives its error as its last event, and the others go on.
+        """
+        unfinished = dict(enumerate(submissions))
+        while unfinished:
+            self._scheduler.wait(*(submission.job for submission in unfinished.values()))
+            for number, submission in list(unfinished.items()):
+                job = submission.job
+                # In this order: what is done gets no more events.
+                is_done = job.is_done
+                while job.events:
+                    yield number, job.events.popleft()
+                if is_done:
+                    del unfinished[number]
+                    if isinstance(job.error, ModelError):
+                        yield number, job.error
+                    elif job.error is not None:
+                        raise job.error
+
+    def submit(self, bundle: Bundle, settings: Generate | None = None) -> Submission:
+        """Hands a run to the engine and returns at once. Raises what `run` raises before it computes."""
         settings = settings or Generate()
         _check_settings(settings)
         self.check(bundle)
-        run = Run(
-            self.model,
-            bundle,
-            self._branches(bundle, settings),
-            self.prefill_attention(bundle),
-            may_fall_back=self.attn == "auto",
-        )
-        return run.events()
+        known = max_positions(self.model.config)
+        branches = self._branches(bundle, settings, known)
+        last = int(bundle.position_ids.max()) + sum(b.settings.max_new_tokens for b in branches.values())
+        reuse = self._scheduler.reuse if usable(self._forward, last) else None
+        job = Job(bundle, branches, known, self._forward.border, reuse)
+        self._scheduler.submit(job)
+        return Submission(self._scheduler, job)
 
-    def _branches(self, bundle: Bundle, settings: Generate) -> dict[int, Branch]:
+    def _branches(self, bundle: Bundle, settings: Generate, known: int | None) -> dict[int, Branch]:
         """The chunks that generate: every leaf, and those that say so."""
-        leaves, known = set(bundle.leaves), max_positions(self.model.config)
+        leaves = set(bundle.leaves)
         return {
             i: Branch(bundle, i, settings, self.tokenizer, self.end_ids, known, has_children=i not in leaves)
             for i, name in enumerate(bundle.span_names)
@@ -129,23 +261,16 @@ class Engine:
             )
         check_positions(bundle.position_ids, max_positions(self.model.config))
 
-    def prefill_attention(self, bundle: Bundle) -> Attention:
-        """The implementation that the first pass over a bundle uses."""
-        if self.attn != "auto":
-            return self.attn  # type: ignore[return-value]
-        supported = supported_attention(self.model)
-        if "flex" not in supported or "sdpa" not in supported:
-            return dense_attention(self.model)
-        if self.model.device.type == "cuda":
-            return "flex"
-        if self.model.device.type != "cpu":
-            return "sdpa"
-        blocks = active_blocks(bundle.mask)
-        skipped_pairs = max(0, len(bundle) ** 2 - len(blocks) * blocks.block_size**2)
-        config = self.model.config.get_text_config()
-        channels = config.num_hidden_layers * config.hidden_size
-        saved = skipped_pairs * channels * _CPU_SECONDS_PER_PAIR_CHANNEL
-        return "flex" if saved > _CPU_COMPILE_SECONDS else "sdpa"
+    def compilations(self) -> dict[str, int]:
+        """How many versions of code this engine has made so far, of each kind; bounded by shape buckets.
+
+        `flex`: lengths that FlexAttention was compiled for. `cuda_graphs`: recordings of small passes.
+        """
+        steps = self._forward.steps
+        return {
+            "flex": len(self._forward.flex_lengths),
+            "cuda_graphs": 0 if steps is None else steps.num_recordings,
+        }
 
 
 def _check_settings(settings: Generate) -> None:

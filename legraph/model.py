@@ -16,7 +16,14 @@ from typing import Any
 
 import torch
 
-from legraph.attention import IMPLEMENTATIONS, Attention, dense_form, for_each_layer_kind, within_window
+from legraph.attention import (
+    IMPLEMENTATIONS,
+    Attention,
+    dense_form,
+    for_each_layer_kind,
+    layer_windows,
+    within_window,
+)
 from legraph.errors import ModelError
 from legraph.tokens import SHIPPED_FOLDER, SHIPPED_MODEL
 
@@ -26,6 +33,10 @@ _PROBE_LENGTH = 6
 _PROBE_SEEN, _PROBE_UNSEEN = slice(0, 2), slice(2, 4)
 # A leak must stay below this share of the effect that a visible change has (rounding of batched kernels).
 _LEAK_SHARE = 1e-3
+# A plain text: its tokens, the window of windowed layers meanwhile, and the share of the effect of another
+# token that may lie between a model with our mask and positions and the model by itself. It is 0 for nearly
+# all; rounding that decides between two experts may add to it. What is foreign exceeds 1.
+_TEXT_LENGTH, _TEXT_WINDOW, _FOREIGN_SHARE = 6, 3, 0.25
 
 
 def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any:
@@ -56,7 +67,7 @@ def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any
             )
             model, report = loaded
         except Exception as error:  # transformers and its file formats raise a dozen types
-            if isinstance(error, ModelError) or _is_out_of_memory(error):
+            if isinstance(error, ModelError) or is_out_of_memory(error):
                 raise
             raise ModelError(
                 f"model {name!r} cannot be loaded: {_reason(error)}",
@@ -119,7 +130,7 @@ def run_errors(doing: str) -> Iterator[None]:
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         raise ModelError(
             f"out of memory while {doing}",
@@ -127,7 +138,8 @@ def run_errors(doing: str) -> Iterator[None]:
         ) from None
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether torch, CUDA or Python ran out of memory."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     text = str(error)
@@ -201,32 +213,55 @@ def cache_argument(model: Any) -> str:
 
 @torch.inference_mode()
 def check_obeys(model: Any) -> None:
-    """Asks the model, with four tiny inputs in one batch, whether it obeys masks and positions.
+    """Asks the model, with a few tiny inputs, whether it obeys masks and positions.
 
     Raises:
-        ModelError: it sees what the mask hides, does not see what it shows, or does not care for positions.
+        ModelError: it sees what the mask hides, does not see what it shows, does not care for positions, or
+            means something else by a mask, a position or its window than legraph does.
     """
     name = type(model).__name__
     if "local" in (getattr(model.config, "attention_layers", None) or ()):
         # GPT-Neo: its window is too wide for the probe, and it counts tokens, not positions.
         raise _disobeys(name, "has a window over the last tokens, whichever the mask shows")
+    try:
+        windows = layer_windows(model.config)
+    except ModelError as error:
+        raise ModelError(f"{name}: {error.message}", error.hint) from None
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        # BigBird: no probe is long enough to see it.
+        raise _disobeys(name, "attends to blocks of its own choice where a text is long")
+    if getattr(model.config, "alibi", False):
+        raise _disobeys(name, "attends by distances that it counts in tokens (ALiBi)")
+    arguments = signature(model.forward).parameters
+    if "position_ids" not in arguments:
+        raise _disobeys(name, "takes no position ids")
+    rope = getattr(model.config.get_text_config(), "rope_parameters", None) or {}
+    if rope.get("llama_4_scaling_beta") and "cache_position" in arguments:
+        # Ministral 3, before transformers 5.2x.
+        raise _disobeys(name, "scales attention by how many tokens came before, not by position ids")
+    if "logits_to_keep" not in arguments:
+        raise _disobeys(name, "gives logits for all tokens, whichever are asked for")
     attn = dense_attention(model)
     use_attention(model, attn)
-    ids_BT, positions_BT, visible_TT = _probe(model)
-    masks = for_each_layer_kind(
-        model.config,
-        lambda window: dense_form(
-            visible_TT & within_window(positions_BT[0], positions_BT[0], window), attn, model.dtype
-        ).expand(len(ids_BT), -1, -1, -1),
-    )
     try:
         with run_errors(f"trying out {name}"):
-            output = model(input_ids=ids_BT, position_ids=positions_BT, attention_mask=masks, use_cache=False)
-    except (TypeError, ValueError, AttributeError, RuntimeError, IndexError) as error:
+            _check_probe(model, attn)
+            _check_plain_text(model, attn, has_window=any(windows.values()))
+    except Exception as error:  # whatever a class makes of inputs that it was not written for
+        if isinstance(error, ModelError):
+            raise
         raise ModelError(
             f"{name} cannot take a graph's mask and positions: {_reason(error)}",
             "use a decoder-only model with rotary or learned position ids, such as Llama, Qwen or Mistral",
         ) from None
+
+
+def _check_probe(model: Any, attn: Attention) -> None:
+    """Changes a token that must be invisible, one that must be visible, and a position."""
+    name = type(model).__name__
+    ids_BT, positions_BT, visible_TT = _probe(model)
+    masks = _masks(model, attn, visible_TT, positions_BT)
+    output = model(input_ids=ids_BT, position_ids=positions_BT, attention_mask=masks, use_cache=False)
     base, unseen, seen, moved = output.logits[:, -1].float()
     effect = (base - seen).abs().max()
     if not effect > 0:
@@ -235,6 +270,46 @@ def check_obeys(model: Any) -> None:
         raise _disobeys(name, "looks at tokens that the mask hides")
     if not (base - moved).abs().max() > 0:
         raise _disobeys(name, "takes no notice of position ids")
+
+
+def _check_plain_text(model: Any, attn: Attention, has_window: bool) -> None:
+    """A plain text must give the same with our mask and positions as without any.
+
+    RoBERTa counts positions from 2; a window may be something else than its config seems to say. So that the
+    window bites, it is made tiny meanwhile.
+    """
+    text, device = model.config.get_text_config(), model.device
+    window = getattr(text, "sliding_window", None)
+    vocabulary = model.get_input_embeddings().weight.shape[0]
+    ids_BT = ((torch.arange(_TEXT_LENGTH, device=device) * 37 + 5) % vocabulary).repeat(2, 1)
+    ids_BT[1, -3:-1] = (ids_BT[1, -3:-1] + vocabulary // 2) % vocabulary
+    positions_BT = torch.arange(_TEXT_LENGTH, device=device).repeat(2, 1)
+    visible_TT = torch.ones((_TEXT_LENGTH, _TEXT_LENGTH), dtype=torch.bool, device=device).tril()
+    try:
+        if has_window:
+            text.sliding_window = _TEXT_WINDOW
+        masks = _masks(model, attn, visible_TT, positions_BT)
+        ours = model(input_ids=ids_BT, position_ids=positions_BT, attention_mask=masks, use_cache=False)
+        own = model(input_ids=ids_BT, use_cache=False)
+    finally:
+        if has_window:
+            text.sliding_window = window
+    ours_BV, own_BV = ours.logits[:, -1].float(), own.logits[:, -1].float()
+    effect = (own_BV[0] - own_BV[1]).norm()
+    if not (ours_BV[0] - own_BV[0]).norm() <= _FOREIGN_SHARE * effect:
+        raise _disobeys(
+            type(model).__name__, "counts positions, or cuts a window, in another way than its config says"
+        )
+
+
+def _masks(model: Any, attn: Attention, visible_TT: torch.Tensor, positions_BT: torch.Tensor) -> Any:
+    """The model's `attention_mask` argument; rows of the batch share it."""
+    return for_each_layer_kind(
+        model.config,
+        lambda window: dense_form(
+            visible_TT & within_window(positions_BT[0], positions_BT[0], window), attn, model.dtype
+        ).expand(len(positions_BT), -1, -1, -1),
+    )
 
 
 def _disobeys(name: str, what: str) -> ModelError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import replace
+from math import isfinite
 from typing import Any
 
 import torch
@@ -65,31 +66,28 @@ class Sampler:
         seed = own_seed if own_seed is not None else _mixed_seed(settings.seed or DEFAULT_SEED, chunk)
         self.generator = torch.Generator().manual_seed(seed)
 
-    def draw(self, logits_V: torch.Tensor) -> int:
-        """The next token, from the logits [V] at the chunk's last token.
+    def draw(self, logits_V: torch.Tensor, best: int, highest: float) -> int:
+        """The next token.
+
+        Args:
+            logits_V: at the chunk's last token.
+            best: the id of the largest of them, and `highest`, that logit. NaN counts as the largest of all.
 
         Raises:
             ModelError: the logits are not numbers to choose by.
         """
-        if self.is_greedy:
-            token = int(logits_V.argmax())
-            self._check(logits_V[token])
-            return token
-        # In float64 and counted down from the largest, no temperature is too small to divide by.
-        scores = logits_V.double().cpu()
-        highest = scores.max()
-        self._check(highest)
-        no_ids: Any = torch.empty((1, 0), dtype=torch.long)
-        scores = self.warpers(no_ids, (scores - highest)[None])
-        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
-
-    def _check(self, highest: torch.Tensor) -> None:
-        """NaN counts as the largest of all, so one look at the largest logit finds it."""
-        if not highest.isfinite():
+        if not isfinite(highest):
             raise ModelError(
                 f"the model's logits for chunk {self.chunk!r} are not finite numbers",
                 "float16 overflows in many models: use --dtype bfloat16 or float32",
             )
+        if self.is_greedy:
+            return best
+        # In float64 and counted down from the largest, no temperature is too small to divide by.
+        scores = logits_V.double().cpu()
+        no_ids: Any = torch.empty((1, 0), dtype=torch.long)
+        scores = self.warpers(no_ids, (scores - scores.max())[None])
+        return int(torch.multinomial(scores.softmax(-1)[0], 1, generator=self.generator))
 
 
 def _mixed_seed(seed: int, chunk: str) -> int:

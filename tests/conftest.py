@@ -1,14 +1,18 @@
-"""What tests share: tokenizers whose ids can be foreseen."""
+"""What tests share: tokenizers whose ids can be foreseen, commands and files to call them with."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import settings
 
 from legraph.tokens import bytes_tokenizer
+from tests.command_line import BROKEN, FORK, GRAPH, Call, caller
 
 # On top of the profile of hypothesis itself, which draws the same examples every time where CI is set.
 settings.register_profile("legraph", settings(), deadline=None)
@@ -43,3 +47,56 @@ def word_tokenizer() -> Callable[..., Any]:
         return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos)
 
     return make
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
+    """`call("check", path)`: the command, in this process."""
+    return caller(capsys, monkeypatch)
+
+
+@pytest.fixture
+def graph(tmp_path: Path) -> Path:
+    path = tmp_path / "graph.yaml"
+    path.write_text(GRAPH)
+    return path
+
+
+@pytest.fixture
+def fork(tmp_path: Path) -> Path:
+    path = tmp_path / "fork.yaml"
+    path.write_text(FORK)
+    return path
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    path = tmp_path / "broken.yaml"
+    path.write_text(BROKEN)
+    return path
+
+
+@pytest.fixture(scope="session")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model and its tokenizer as anybody would have them on disk."""
+    folder = tmp_path_factory.mktemp("model") / "llama"
+    from tests.tiny_models import tiny_model
+
+    tiny_model("llama").save_pretrained(folder)
+    bytes_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)]
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode != 0:
+        pytest.skip("mounting a file system is not permitted here")
+    try:
+        yield folder
+    finally:
+        # Lazily: a failed test's traceback may still hold tensors that are mapped from it.
+        subprocess.run(["umount", "-l", str(folder)], check=True)

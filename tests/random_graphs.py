@@ -1,7 +1,7 @@
 """Random graphs for property tests, and the mask of a graph written a second way.
 
 `dags()` gives the bare structure, `graphs()` a `Graph` with texts, positions and settings, in any order of
-declaration, and `bundles()` what the compiler makes of such a graph.
+declaration, `bundles()` what the compiler makes of such a graph, and `running()` bundles for an engine.
 
 `content` and `drawn` are what tests compare bundles and masks by.
 """
@@ -9,7 +9,7 @@ declaration, and `bundles()` what the compiler makes of such a graph.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -141,3 +141,14 @@ def content(bundle: Bundle) -> dict[str, Any]:
 def drawn(mask: Any) -> str:
     """A bool matrix as text: a line for each query, `#` where it sees the key, `.` where it does not."""
     return "\n".join("".join("#" if seen else "." for seen in row) for row in np.asarray(mask).tolist())
+
+
+@st.composite
+def running(draw: st.DrawFn, max_chunks: int = 7, max_length: int = 5, most: int = 4) -> Bundle:
+    """Bundles of every position policy in which some chunks are pinned, and some generate up to `most`."""
+    bundle = draw(bundles(max_chunks, max_length, plain=False))
+    generate = {
+        name: replace(how, max_new_tokens=min(how.max_new_tokens, most))
+        for name, how in bundle.meta.generate.items()
+    }
+    return replace(bundle, meta=replace(bundle.meta, generate=generate))

@@ -22,6 +22,7 @@ PUBLIC = [
     "Generate",
     "GraphError",
     "InputError",
+    "KVStore",
     "LegraphError",
     "ModelError",
     "RunError",
@@ -54,7 +55,7 @@ def test_every_name_is_documented_and_comes_from_legraph(name: str) -> None:
     assert value.__doc__ and not value.__doc__.startswith(f"{name}(")
 
 
-@pytest.mark.parametrize("name", ["Bundle", "Engine"])
+@pytest.mark.parametrize("name", ["Bundle", "Engine", "KVStore"])
 def test_every_public_method_is_documented(name: str) -> None:
     for method, value in vars(getattr(legraph, name)).items():
         is_public = not method.startswith("_") and (callable(value) or isinstance(value, property))
@@ -165,3 +166,43 @@ def test_an_engine_runs_a_bundle(bundle: legraph.Bundle, byte_tokenizer: Any) ->
     output = engine.run(bundle, legraph.Generate(max_new_tokens=3)).outputs["Q"]
     assert len(output.token_ids) == 3
     assert output.text == byte_tokenizer.decode(output.token_ids)
+
+
+def test_an_engine_keeps_what_it_has_computed(bundle: legraph.Bundle, byte_tokenizer: Any) -> None:
+    """In a store that other engines share, whose numbers add up; a folder does as well."""
+    store = legraph.KVStore(memory_bytes=2**20)
+    how = legraph.Generate(max_new_tokens=3)
+    results = [
+        legraph.Engine(tiny_model("llama"), byte_tokenizer, kv=store).run(bundle, how) for _ in range(2)
+    ]
+    assert results[0].outputs == results[1].outputs
+    assert [source.origin for source in results[0].sources] == ["computed", "computed"]
+    assert [source.origin for source in results[1].sources] == ["memory", "memory"]
+    # All of the document; of the question all but the last token, which is asked for the next.
+    assert [source.reused for source in results[1].sources] == [9, 21]
+    assert results[1].tokens["reused"] == 30
+    assert store.stats().memory_entries == 2
+
+
+def test_a_result_is_a_bundle_again(bundle: legraph.Bundle, byte_tokenizer: Any) -> None:
+    engine = legraph.Engine(tiny_model("llama"), byte_tokenizer)
+    result = engine.run(bundle, legraph.Generate(max_new_tokens=3))
+    assert result.bundle.span("Q") == slice(9, 34)
+    assert set(result.timing) == {"prefill_s", "decode_s", "total_s"}
+    assert result.tokens == {"prompt": 31, "reused": 0, "generated": 3, "passes": 3}
+
+
+def test_several_bundles_run_side_by_side(bundle: legraph.Bundle, byte_tokenizer: Any) -> None:
+    engine = legraph.Engine(tiny_model("llama"), byte_tokenizer)
+    alone = engine.run(bundle, legraph.Generate(max_new_tokens=3))
+    both = engine.run([bundle, bundle], legraph.Generate(max_new_tokens=3))
+    assert [result.outputs for result in both] == [alone.outputs] * 2
+
+
+def test_a_run_can_be_handed_over_and_waited_for(bundle: legraph.Bundle, byte_tokenizer: Any) -> None:
+    engine = legraph.Engine(tiny_model("llama"), byte_tokenizer)
+    submission = engine.submit(bundle, legraph.Generate(max_new_tokens=3))
+    assert not submission.is_done
+    assert submission.partial().outputs["Q"].token_ids == ()
+    assert len(submission.result().outputs["Q"].token_ids) == 3
+    assert submission.is_done

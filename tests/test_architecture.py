@@ -27,14 +27,30 @@ FLOORS = {
     "source": 2,
     "links": 2,
     "parse": 3,
+    "rows": 4,
     # The graph, and its layout in tokens. The mask and its forms know nothing of files and graphs.
     "graph": 4,
-    "mask": 4,
+    "mask": 3,
     "blocks": 5,
     "tokens": 5,
     "layout": 6,
     "flexmask": 6,
     "flexattention": 6,
+    # Slots, and passes over them: plain numbers.
+    "slots": 3,
+    "passes": 4,
+    "keys": 5,
+    "lanes": 5,
+    "logits": 5,
+    # Attention over slots, and the cache they belong to.
+    "flattriton": 3,
+    "intervaltriton": 3,
+    "flatkernel": 4,
+    "intervalkernel": 5,
+    "flatattention": 6,
+    "flatcache": 6,
+    "cudasteps": 6,
+    "rotary": 9,
     "attention": 7,
     # The bundle, what writes it, what makes it, joins several, draws it.
     "bundle": 8,
@@ -43,16 +59,25 @@ FLOORS = {
     "outline": 9,
     "union": 9,
     "show": 10,
-    # The run.
+    # Keys and values on disk and in memory.
+    "kvfile": 7,
+    "kvdisk": 8,
+    "kvstore": 9,
+    "kvshow": 9,
+    # The run: one model, one pass; one graph; all graphs; the face of it, and what is shown of it.
     "model": 8,
-    "flatcache": 8,
     "sampling": 8,
     "detokenize": 8,
     "branch": 9,
-    "run": 10,
-    "engine": 11,
+    "forward": 9,
+    "reuse": 10,
+    "job": 11,
+    "scheduler": 12,
+    "engine": 13,
+    "report": 10,
+    "live": 10,
     # The door.
-    "cli": 12,
+    "cli": 14,
 }
 
 # Imports inside functions that lead up, against the arrows, and why they may.
@@ -61,7 +86,23 @@ UPWARD = {
 }
 
 # Only these may load torch or transformers when they are imported, as pyproject.toml says too.
-RUN_SIDE = {"attention", "flexattention", "flexmask", "model", "run", "sampling"}
+RUN_SIDE = {
+    "attention",
+    "cudasteps",
+    "flatattention",
+    "flatcache",
+    "flatkernel",
+    "flexattention",
+    "flexmask",
+    "forward",
+    "intervalkernel",
+    "lanes",
+    "logits",
+    "model",
+    "reuse",
+    "rotary",
+    "sampling",
+}
 
 
 @dataclass(frozen=True)

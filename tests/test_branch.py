@@ -10,6 +10,7 @@ import torch
 
 from legraph.branch import Branch, Output, Piece
 from legraph.compiler import Chunk, compile_chunks
+from legraph.errors import ModelError
 from legraph.graph import Generate
 from legraph.tokens import bytes_tokenizer
 
@@ -36,13 +37,17 @@ def write(to: Branch, tokens: bytes | list[int]) -> list[Piece | None]:
     """Lets the model choose these tokens, as long as the branch goes on."""
     pieces = []
     for token in tokens:
-        logits_V = torch.zeros(VOCABULARY)
-        logits_V[token] = 1
-        pieces.append(to.accept(logits_V))
+        pieces.append(choose(to, token))
         if to.finish is not None:
             break
-        to.next_segment()
+        to.feed()
     return pieces
+
+
+def choose(to: Branch, token: int) -> Piece | None:
+    logits_V = torch.zeros(VOCABULARY)
+    logits_V[token] = 1
+    return to.accept(logits_V, token, 1.0)
 
 
 def test_it_ends_with_the_last_token_it_may_write() -> None:
@@ -125,12 +130,9 @@ def test_tokens_take_the_positions_after_the_text() -> None:
     made = branch()
     taken = []
     for byte in b"abc":
-        logits_V = torch.zeros(VOCABULARY)
-        logits_V[byte] = 1
-        made.accept(logits_V)
-        segment = made.next_segment()
-        taken.append((segment.chunk, segment.ids.tolist(), segment.positions.tolist(), segment.wants_logits))
-    assert taken == [(0, [97], [3], True), (0, [98], [4], True), (0, [99], [5], True)]
+        choose(made, byte)
+        taken.append(made.feed())
+    assert taken == [(97, 3), (98, 4), (99, 5)]
     assert made.end_position() == 6
 
 
@@ -142,8 +144,7 @@ def test_a_last_token_is_fed_for_children_only() -> None:
         assert made.end_position() == 5
     assert not alone.has_unfed_end()
     assert parent.has_unfed_end()
-    segment = parent.next_segment()
-    assert (segment.ids.tolist(), segment.positions.tolist(), segment.wants_logits) == ([98], [4], False)
+    assert parent.feed() == (98, 4)
     assert not parent.has_unfed_end()
     assert parent.end_position() == 5
 
@@ -170,8 +171,8 @@ def test_two_branches_with_the_same_own_seed_draw_alike() -> None:
     for _ in range(2):
         made = branch(own=hot)
         while made.finish is None:
-            made.accept(torch.zeros(VOCABULARY))
-            made.next_segment()
+            made.accept(torch.zeros(VOCABULARY), 0, 0.0)
+            made.feed()
         ids.append(made.ids)
     assert ids[0] == ids[1]
     assert len(set(ids[0])) > 1
@@ -188,3 +189,26 @@ def test_special_tokens_that_are_no_stop_strings_do_not_end_it() -> None:
     made = branch(Generate(max_new_tokens=3, stop=("eot",)))
     write(made, [97, TOKENIZER.convert_tokens_to_ids("<|eot|>"), 98])
     assert made.output().finish == "length"
+
+
+def test_a_token_is_fed_once() -> None:
+    made = branch()
+    with pytest.raises(AssertionError):
+        made.feed()
+    choose(made, 97)
+    made.feed()
+    with pytest.raises(AssertionError):
+        made.feed()
+
+
+def test_what_has_not_ended_was_cancelled() -> None:
+    made = branch()
+    write(made, b"ab")
+    assert made.output() == Output("ab", (97, 98), "cancelled")
+
+
+def test_logits_that_are_no_numbers_end_nothing_and_say_whose_they_are() -> None:
+    made = branch()
+    with pytest.raises(ModelError, match="chunk 'q'"):
+        made.accept(torch.zeros(VOCABULARY), 0, float("nan"))
+    assert (made.ids, made.finish) == ([], None)

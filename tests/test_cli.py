@@ -1,155 +1,32 @@
 """The command line: what each verb prints, where, and with which exit code.
 
 Where the process itself is the point (exit codes, pipes, signals, what is imported) a real one is started;
-everything else calls `main` here, with real files and a real model folder.
+everything else calls `main` here, with real files. `run` has tests of its own: of one graph in
+test_cli_run.py, of several in test_cli_batch.py, with a store in test_cli_kv.py.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import numpy as np
 import pytest
 
 import legraph
-from legraph import cli
 from legraph.bundle import Bundle
-from legraph.engine import Engine
-from legraph.graph import Generate
 from legraph.show import summary
 from legraph.tokens import bytes_tokenizer
-from tests.tiny_models import tiny_model
+from tests.command_line import BROKEN, GRAPH, TEXTS, Call, Done, interrupted, process
 
 VERBS = ["compile", "show", "check", "run", "schema"]
-
-GRAPH = """\
-legraph: 1
-tokenizer: bytes
-chunks:
-  - name: doc1
-    text: "The fox says ring."
-  - name: doc2
-    text: "The owl says hoot."
-  - name: question
-    text: "What says the fox?"
-    parents: [doc1, doc2]
-"""
-# Each text has 18 bytes, which are 18 tokens of the byte tokenizer.
-TEXTS = ["The fox says ring.", "The owl says hoot.", "What says the fox?"]
-
-FORK = """\
-legraph: 1
-tokenizer: bytes
-chunks:
-  - {name: task, text: "Two keys. "}
-  - {name: north, text: "North: ", parents: [task]}
-  - {name: south, text: "South: ", parents: [task]}
-"""
-
-BROKEN = """\
-legraph: 1
-chunks:
-  - name: doc1
-    text: "text"
-    parents: [docc]
-  - name: doc1
-    text: 7
-"""
-
-
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    def data(self) -> Any:
-        return json.loads(self.out)
-
-
-Call = Callable[..., Done]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Call:
-    """`call("check", path)`: the command, in this process."""
-
-    def run_main(*arguments: object, stdin: str = "") -> Done:
-        monkeypatch.setattr(sys, "argv", ["legraph", *map(str, arguments)])
-        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin.encode())))
-        with mock.patch.dict(os.environ), pytest.raises(SystemExit) as ended:
-            cli.main()
-        out, err = capsys.readouterr()
-        return Done(int(ended.value.code or 0), out, err)
-
-    return run_main
-
-
-def process(*arguments: object, stdin: str = "", **options: Any) -> Done:
-    """The command, in a process of its own."""
-    done = subprocess.run(
-        [sys.executable, "-m", "legraph.cli", *map(str, arguments)],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        **options,
-    )
-    assert "Traceback" not in done.stderr
-    return Done(done.returncode, done.stdout, done.stderr)
-
-
-@pytest.fixture
-def graph(tmp_path: Path) -> Path:
-    path = tmp_path / "graph.yaml"
-    path.write_text(GRAPH)
-    return path
-
-
-@pytest.fixture
-def fork(tmp_path: Path) -> Path:
-    path = tmp_path / "fork.yaml"
-    path.write_text(FORK)
-    return path
-
-
-@pytest.fixture
-def broken(tmp_path: Path) -> Path:
-    path = tmp_path / "broken.yaml"
-    path.write_text(BROKEN)
-    return path
-
-
-@pytest.fixture(scope="session")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model and its tokenizer as anybody would have them on disk."""
-    folder = tmp_path_factory.mktemp("model") / "llama"
-    tiny_model("llama").save_pretrained(folder)
-    bytes_tokenizer().save_pretrained(folder)
-    return folder
-
-
-def expected_outputs(graph: Path, settings: Generate) -> dict[str, dict[str, Any]]:
-    """What the Python API gives for the model that `model_folder` holds."""
-    engine = Engine(tiny_model("llama"), bytes_tokenizer(), "sdpa")
-    outputs = engine.run(legraph.compile_file(graph), settings).outputs
-    return {
-        name: {"text": output.text, "token_ids": list(output.token_ids), "finish": output.finish}
-        for name, output in outputs.items()
-    }
-
 
 # Help, versions, wrong commands.
 
@@ -203,6 +80,15 @@ def test_a_wrong_command_says_what_is_wrong_on_stderr(arguments: list[str], said
         (["run", "--top-p", "nan"], "--top-p is nan"),
         (["run", "--top-k", "0"], "--top-k"),
         (["run", "--temperature", "-1"], "--temperature"),
+        (["run", "--temperature", "inf"], "--temperature is inf"),
+        (["run", "--prefill-tokens", "0"], "--prefill-tokens"),
+        (
+            ["run", "--kv-bytes", "1GB"],
+            "--kv-bytes is about a store, and there is none\n  expected: --kv DIR",
+        ),
+        (["run", "--explain-cache"], "--explain-cache is about a store, and there is none"),
+        (["run", "--save", "out.txt"], "out.txt: unknown kind of bundle\n  expected: a name that ends in"),
+        (["run", "--save", "no/where/out.npz"], "no/where/out.npz: cannot be written: no such folder"),
         (["run", "--max-new-tokens", "0"], "--max-new-tokens"),
         (["run", "--seed", "-1"], "--seed"),
         (["run", "--max-new-tokens", "many"], "--max-new-tokens"),
@@ -237,7 +123,17 @@ def imported(*arguments: object) -> list[str]:
     return last.split()
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"], ["schema"], ["check", "--help"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"],
+        ["--version"],
+        ["schema"],
+        ["check", "--help"],
+        ["run", "--help"],
+        ["cache", "ls", "--help"],
+    ],
+)
 def test_what_needs_no_graph_imports_nothing_heavy(arguments: list[str]) -> None:
     assert imported(*arguments) == ["0"]
 
@@ -252,6 +148,15 @@ def test_compiling_does_not_import_the_model_side_of_legraph_but_numpy(graph: Pa
     code, *heavy = imported("compile", graph)
     assert code == "0"
     assert {"numpy", "transformers"} <= set(heavy)
+
+
+def test_bad_input_of_a_run_and_a_list_of_a_store_load_no_torch(broken: Path, tmp_path: Path) -> None:
+    """That a store with entries needs none either, test_cli_cache.py shows."""
+    (tmp_path / "rows.jsonl").write_text("{}")
+    for arguments in (["run", broken], ["run", tmp_path / "rows.jsonl", broken], ["cache", "ls", tmp_path]):
+        code, *heavy = imported(*arguments)
+        assert code == ("0" if arguments[0] == "cache" else "2")
+        assert not {"torch", "transformers"} & set(heavy)
 
 
 LOUDNESS = """
@@ -547,109 +452,6 @@ def test_what_is_not_a_bundle_is_the_users_mistake(
     assert f"{name}: is damaged" in done.err
 
 
-# run
-
-
-def test_run_as_json_gives_what_the_api_gives(fork: Path, model_folder: Path, call: Call) -> None:
-    done = call("run", fork, "--model", model_folder, "--max-new-tokens", 6, "--json")
-    assert done.code == 0
-    data = done.data()
-    assert list(data) == ["outputs", "timing", "tokens"]
-    assert data["outputs"] == expected_outputs(fork, Generate(max_new_tokens=6))
-    assert list(data["outputs"]) == ["north", "south"]
-    assert list(data["timing"]) == ["load_s", "compile_s", "prefill_s", "decode_s", "total_s"]
-    assert all(seconds >= 0 for seconds in data["timing"].values())
-    # 10 + 7 + 7 bytes; two branches of six tokens, side by side: one pass for the prompt and first tokens.
-    assert data["tokens"] == {"prompt": 24, "generated": 12, "passes": 6}
-
-
-def test_run_prints_the_text_of_one_chunk_alone(graph: Path, model_folder: Path, call: Call) -> None:
-    text = expected_outputs(graph, Generate(max_new_tokens=24))["question"]["text"]
-    done = call("run", graph, "--model", model_folder, "--max-new-tokens", 24)
-    assert (done.code, done.out) == (0, text.strip("\n") + "\n")
-
-
-def test_run_prints_several_chunks_by_name(fork: Path, model_folder: Path, call: Call) -> None:
-    outputs = expected_outputs(fork, Generate(max_new_tokens=8))
-    done = call("run", fork, "--model", model_folder, "--max-new-tokens", 8)
-    assert done.out == "".join(f"[{name}] {output['text'].strip()}\n" for name, output in outputs.items())
-
-
-def test_streamed_text_is_the_text(graph: Path, model_folder: Path, call: Call) -> None:
-    text = expected_outputs(graph, Generate(max_new_tokens=24))["question"]["text"]
-    done = call("run", graph, "--model", model_folder, "--max-new-tokens", 24, "--stream")
-    assert (done.code, done.out) == (0, text + "\n")
-
-
-def test_streamed_branches_say_whose_turn_it_is(fork: Path, model_folder: Path, call: Call) -> None:
-    outputs = expected_outputs(fork, Generate(max_new_tokens=24))
-    done = call("run", fork, "--model", model_folder, "--max-new-tokens", 24, "--stream")
-    said = dict.fromkeys(outputs, "")
-    turns = re.split(r"(?:^|\n)\[(north|south)\] ", done.out.removesuffix("\n"))
-    assert turns[0] == ""
-    for name, text in zip(turns[1::2], turns[2::2], strict=True):
-        assert text, "a turn without a word"
-        said[name] += text
-    assert said == {name: output["text"] for name, output in outputs.items()}
-
-
-def test_json_is_one_object_even_while_streaming(graph: Path, model_folder: Path, call: Call) -> None:
-    done = call("run", graph, "--model", model_folder, "--max-new-tokens", 3, "--stream", "--json")
-    assert done.data()["outputs"] == expected_outputs(graph, Generate(max_new_tokens=3))
-
-
-def test_a_seed_says_what_is_drawn(fork: Path, model_folder: Path, call: Call) -> None:
-    def drawn(*options: object) -> Any:
-        done = call("run", fork, "--model", model_folder, "--max-new-tokens", 12, "--json", *options)
-        return done.data()["outputs"]
-
-    hot = Generate(12, (), 1.0, None, None, 5)
-    first = drawn("--temperature", 1, "--seed", 5)
-    assert first == expected_outputs(fork, hot)
-    assert first == drawn("--temperature", 1, "--seed", 5)
-    assert first != drawn("--temperature", 1, "--seed", 6)
-    # --top-p and --top-k alone mean sampling too, at temperature 1; --top-k 1 leaves one choice.
-    assert first == drawn("--top-p", 1, "--seed", 5)
-    assert drawn("--top-k", 1, "--seed", 5) == expected_outputs(fork, Generate(12))
-
-
-@pytest.mark.parametrize("attn", ["flex", "sdpa", "eager", "auto"])
-def test_every_attention_gives_the_same_greedy_tokens(
-    attn: str, fork: Path, model_folder: Path, call: Call
-) -> None:
-    done = call("run", fork, "--model", model_folder, "--attn", attn, "--max-new-tokens", 5, "--json")
-    assert done.data()["outputs"] == expected_outputs(fork, Generate(max_new_tokens=5))
-
-
-@pytest.mark.parametrize("suffix", [".npz", ".pt"])
-def test_a_bundle_runs_like_its_graph(
-    suffix: str, fork: Path, tmp_path: Path, model_folder: Path, call: Call
-) -> None:
-    bundle = tmp_path / f"b{suffix}"
-    assert call("compile", fork, "--tokenizer", model_folder, "-o", bundle).code == 0
-    done = call("run", bundle, "--model", model_folder, "--max-new-tokens", 5, "--json")
-    assert done.data()["outputs"] == expected_outputs(fork, Generate(max_new_tokens=5))
-
-
-def test_a_bundle_of_another_tokenizer_is_refused(
-    tmp_path: Path, model_folder: Path, call: Call, word_tokenizer: Callable[..., Any]
-) -> None:
-    word_tokenizer({"The": 5, " fox": 6}).save_pretrained(tmp_path / "words")
-    source = "legraph: 1\ntokenizer: bytes\nchunks: [{name: a, text: The fox}]"
-    bundle = tmp_path / "b.npz"
-    call("compile", "-", "--tokenizer", tmp_path / "words", "-o", bundle, stdin=source)
-    done = call("run", bundle, "--model", model_folder)
-    assert (done.code, done.out) == (2, "")
-    assert "compile the graph again with the model's tokenizer" in done.err
-
-
-def test_the_models_tokenizer_overrides_the_files(tmp_path: Path, model_folder: Path, call: Call) -> None:
-    path = tmp_path / "named.yaml"
-    path.write_text(GRAPH.replace("tokenizer: bytes", "tokenizer: no/such-tokenizer"))
-    done = call("run", path, "--model", model_folder, "--max-new-tokens", 2, "--json")
-    assert done.data()["tokens"] == {"prompt": 54, "generated": 2, "passes": 2}
-
-
 @pytest.mark.parametrize("verb", ["check", "compile", "show", "run"])
 def test_every_verb_reports_a_broken_graph_the_same_way(
     verb: str, broken: Path, model_folder: Path, call: Call
@@ -660,67 +462,7 @@ def test_every_verb_reports_a_broken_graph_the_same_way(
     assert done.err.startswith(f"error: {broken}:5:15: unknown parent 'docc'\n")
 
 
-def test_a_broken_graph_is_reported_before_a_model_is_looked_for(broken: Path, call: Call) -> None:
-    assert "unknown parent 'docc'" in call("run", broken, "--model", "/no/such/model").err
-
-
-def test_a_model_folder_that_is_not_there(graph: Path, tmp_path: Path, call: Call) -> None:
-    done = call("run", graph, "--model", tmp_path / "nowhere")
-    assert (done.code, done.out) == (1, "")
-    assert "cannot be loaded" in done.err
-    assert "\n  hint: give a folder" in done.err
-
-
-def test_a_model_folder_without_weights(graph: Path, tmp_path: Path, call: Call) -> None:
-    bytes_tokenizer().save_pretrained(tmp_path / "empty")
-    done = call("run", graph, "--model", tmp_path / "empty")
-    assert (done.code, done.out) == (1, "")
-    assert "\n  hint: give a folder with config.json and model.safetensors" in done.err
-
-
-def test_a_device_that_is_not_there(graph: Path, model_folder: Path, call: Call) -> None:
-    done = call("run", graph, "--model", model_folder, "--device", "cuda:99")
-    assert (done.code, done.out) == (1, "")
-    assert "device 'cuda:99' cannot be used here" in done.err
-
-
-def test_positions_beyond_the_models_are_refused(model_folder: Path, call: Call) -> None:
-    source = "legraph: 1\ntokenizer: bytes\nchunks: [{name: a, text: abc, start: 4094}]"
-    done = call("run", "-", "--model", model_folder, stdin=source)
-    assert (done.code, done.out) == (1, "")
-    assert "the graph uses position 4096, and the model knows positions up to 4095" in done.err
-    assert "\n  hint: " in done.err
-
-
-def test_a_stdout_that_lacks_a_character_gets_it_escaped(
-    graph: Path, model_folder: Path, call: Call, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The random model writes broken characters, which ASCII cannot hold."""
-    raw = io.BytesIO()
-    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-    assert call("run", graph, "--model", model_folder, "--json").code == 0
-    outputs = json.loads(raw.getvalue())["outputs"]
-    assert not outputs["question"]["text"].isascii()
-    assert outputs == expected_outputs(graph, Generate())
-
-
 # Processes of their own.
-
-
-def test_a_run_from_the_shell(graph: Path, model_folder: Path) -> None:
-    """The libraries that load a model have much to say; nothing of it may reach the user."""
-    done = process("run", graph, "--model", model_folder, "--max-new-tokens", 24)
-    text = expected_outputs(graph, Generate(max_new_tokens=24))["question"]["text"]
-    assert done == Done(0, text.strip("\n") + "\n", "")
-
-
-def test_a_hub_id_that_cannot_be_reached_gives_one_error(graph: Path) -> None:
-    env = os.environ | {"HF_HUB_OFFLINE": "1"}
-    done = process("run", graph, "--model", "no-such-user/no-such-model", env=env)
-    assert (done.code, done.out) == (1, "")
-    first, *rest = done.err.splitlines()
-    assert first.startswith("error: ") and "'no-such-user/no-such-model' cannot be loaded" in first
-    assert len(rest) == 1 and rest[0].startswith("  hint: ")
 
 
 def with_closed_reader(*arguments: object) -> subprocess.CompletedProcess[str]:
@@ -779,16 +521,6 @@ def test_an_interrupt_ends_without_a_traceback(tmp_path: Path) -> None:
     assert (waiting.returncode, out, err) == (130, "", "error: interrupted\n")
 
 
-def interrupted(waiting: subprocess.Popen[str]) -> tuple[str, str]:
-    """Interrupts a process that is about to block: a signal just before it does is only seen after it."""
-    for _ in range(4):
-        time.sleep(0.3)
-        waiting.send_signal(signal.SIGINT)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            return waiting.communicate(timeout=15)
-    raise AssertionError("the process does not end")
-
-
 def open_for_writing(pipe: Path, reader: subprocess.Popen[str]) -> int:
     """The writing end of a named pipe, as soon as the process has opened the reading end."""
     while reader.poll() is None:
@@ -806,45 +538,8 @@ def test_what_has_no_file_name_is_no_graph(name: str, call: Call) -> None:
     assert done.err == f"error: {name!r} is not a file\n  expected: a graph file\n"
 
 
-def test_a_bundle_is_looked_at_before_a_model_is_loaded(tmp_path: Path, call: Call) -> None:
-    done = call("run", tmp_path / "missing.npz", "--model", "/no/such/model")
-    assert (done.code, done.err) == (2, f"error: {tmp_path / 'missing.npz'}: no such file\n")
-
-
-def test_a_model_folder_that_is_not_there_is_called_so(graph: Path, call: Call) -> None:
-    done = call("run", graph, "--model", "/no/such/model")
-    assert done.code == 1
-    assert done.err.startswith("error: model '/no/such/model' cannot be loaded: no such folder\n  hint: ")
-
-
 def test_json_is_json_whatever_the_encoding_of_stdout(tmp_path: Path, model_folder: Path) -> None:
     path = tmp_path / "graph.yaml"
     path.write_text("legraph: 1\nchunks: [{name: é, text: x}]", encoding="utf-8")
     done = process("check", path, "--json", env=os.environ | {"PYTHONIOENCODING": "ascii"})
     assert not done.data()["ok"] and "é" in done.data()["files"][0]["problems"][0]["message"]
-
-
-WITHOUT_COMPILER = """
-import sys
-import legraph
-from legraph.engine import Engine
-Engine.prefill_attention = lambda self, bundle: "flex"
-engine = Engine.load(sys.argv[1], attn=sys.argv[2])
-print(engine.run(legraph.compile_file(sys.argv[3], engine.tokenizer)).outputs["question"].token_ids)
-"""
-
-
-@pytest.mark.parametrize("attn", ["flex", "auto"])
-def test_without_a_compiler_auto_takes_another_way_and_flex_says_so(
-    attn: str, graph: Path, model_folder: Path, tmp_path: Path
-) -> None:
-    env = os.environ | {"CXX": "/nonexistent", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
-    command = [sys.executable, "-c", WITHOUT_COMPILER, str(model_folder), attn, str(graph)]
-    done = subprocess.run(command, capture_output=True, text=True, env=env)
-    if attn == "flex":
-        assert done.returncode == 1
-        assert "legraph.errors.ModelError: flex attention cannot be compiled here" in done.stderr
-        assert "or use --attn sdpa" in done.stderr
-    else:
-        expected = expected_outputs(graph, Generate())["question"]["token_ids"]
-        assert done.stdout.strip() == str(tuple(expected))

@@ -1,137 +1,123 @@
-"""The flat cache's rows, against the one rule applied to every pair of slots."""
+"""Slots of keys and values: where a layer writes, what attention is given back, and what shapes there are."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from random import Random
+from types import SimpleNamespace
 
-import numpy as np
+import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from legraph.flatcache import FlatCache, Segment
-from tests.random_graphs import Dag, dags
+from legraph.errors import ModelError
+from legraph.flatcache import FlatCache, KVShape, Writing, kv_shape, rounded_capacity
+from legraph.model import cache_argument, use_attention
+from legraph.slots import Extent
+from tests.tiny_models import tiny_model
+
+CPU = torch.device("cpu")
+# Three layers: one whose values are narrower, one that caches nothing, one as the first.
+SHAPE = KVShape(((2, 4, 3), None, (2, 4, 3)), torch.float32)
 
 
-@dataclass
-class Cache:
-    """A `FlatCache` and beside it, in plain lists, which token of which chunk each slot holds."""
-
-    dag: Dag
-    cache: FlatCache = field(init=False)
-    slots: list[tuple[int, int]] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.cache = FlatCache(self.dag.mask())
-
-    def sees(self, q: int, k: int) -> bool:
-        (q_chunk, q_index), (k_chunk, k_index) = self.slots[q], self.slots[k]
-        return k_chunk in self.dag.parents[q_chunk] or (k_chunk == q_chunk and k_index <= q_index)
-
-    def segment(self, chunk: int, length: int) -> Segment:
-        """The next tokens of a chunk; a token's position says whose it is."""
-        at = sum(owner == chunk for owner, _ in self.slots)
-        self.slots += [(chunk, at + i) for i in range(length)]
-        ids = np.arange(at, at + length)
-        return Segment(chunk, ids, ids + 1000 * chunk)
-
-    def check(self, rows: np.ndarray) -> None:
-        num_slots = len(self.slots)
-        new = range(num_slots - len(rows), num_slots)
-        expected = [[self.sees(q, k) for k in range(num_slots)] for q in new]
-        assert rows.dtype == np.bool_
-        assert rows.tolist() == expected
-        assert len(self.cache) == num_slots
-        assert self.cache.positions.tolist() == [index + 1000 * chunk for chunk, index in self.slots]
+def filled(capacity: int = 8) -> FlatCache:
+    cache = FlatCache(SHAPE, CPU, capacity)
+    for stack in cache.stacks:
+        stack.copy_(torch.arange(stack.numel()).reshape(stack.shape))
+    cache.positions[:] = torch.arange(100, 100 + capacity)
+    return cache
 
 
-@dataclass
-class Run:
-    """A run of a graph in random steps: texts in one part or several, chunks that grow side by side."""
-
-    cache: Cache
-    random: Random
-    text_left: list[int]
-    growth_left: list[int]
-
-    def is_done(self, chunk: int) -> bool:
-        return self.text_left[chunk] == self.growth_left[chunk] == 0
-
-    def is_over(self) -> bool:
-        return all(map(self.is_done, range(len(self.text_left))))
-
-    def next_segments(self) -> list[Segment]:
-        """One token for some of the chunks that grow, then text of chunks whose parents are done."""
-        segments = []
-        for chunk, left in enumerate(self.growth_left):
-            if left and not self.text_left[chunk] and self.random.random() < 0.8:
-                segments.append(self.cache.segment(chunk, 1))
-                self.growth_left[chunk] -= 1
-        for chunk, left in enumerate(self.text_left):
-            # A parent may have become complete in this very pass.
-            if left and all(map(self.is_done, self.cache.dag.parents[chunk])) and self.random.random() < 0.8:
-                length = self.random.choice([left, self.random.randint(1, left)])
-                segments.append(self.cache.segment(chunk, length))
-                self.text_left[chunk] -= length
-        return segments
+@given(number=st.integers(0, 10**7))
+def test_capacities_are_few_and_at_most_an_eighth_too_large(number: int) -> None:
+    capacity = rounded_capacity(number)
+    assert capacity >= max(number, 512)
+    assert capacity == 512 or capacity < number + number / 8 + 1
+    assert capacity % 64 == 0
+    assert rounded_capacity(capacity) == capacity
+    # At most eight between a power of two and the next.
+    assert bin(capacity).rstrip("0").count("1") <= 4
 
 
-@given(
-    dag=dags(max_chunks=12, max_length=6),
-    random=st.randoms(use_true_random=False),
-    first_has_rows=st.booleans(),
+def test_shapes_are_stacked_by_what_they_have_in_common() -> None:
+    assert SHAPE.stacks() == [(2, 4), (2, 3)]
+    assert SHAPE.places() == [[(0, 0), (1, 0)], [], [(0, 1), (1, 1)]]
+    assert SHAPE.bytes_per_token() == 2 * (2 * 4 + 2 * 3) * 4
+    alike = KVShape(((2, 4, 4),) * 2, torch.bfloat16)
+    assert alike.stacks() == [(2, 4)]
+    assert alike.places() == [[(0, 0), (0, 1)], [(0, 2), (0, 3)]]
+    assert alike.bytes_per_token() == 2 * 2 * 2 * 4 * 2
+
+
+@pytest.mark.parametrize(
+    ("name", "heads", "channels"),
+    [("llama", 4, 16), ("llama-gqa", 2, 16), ("gpt2", 4, 16), ("gemma3", 4, 16), ("gpt-oss", 4, 16)],
 )
-def test_rows_are_the_rule_in_whatever_steps_a_graph_is_run(
-    dag: Dag, random: Random, first_has_rows: bool
-) -> None:
-    growth = [random.choice([0, 0, 1, 4]) for _ in dag.lengths]
-    run = Run(Cache(dag), random, list(dag.lengths), growth)
-    cache = run.cache.cache
-    while not run.is_over():
-        segments = run.next_segments()
-        if not segments:
-            continue
-        if len(cache) == 0 and not first_has_rows:
-            cache.append(segments)
+def test_a_model_says_what_it_caches(name: str, heads: int, channels: int) -> None:
+    model = tiny_model(name)
+    use_attention(model, "eager")
+    shape = kv_shape(model, cache_argument(model))
+    assert shape == KVShape(((heads, channels, channels),) * 2, torch.float32)
+
+
+def test_a_model_that_caches_nothing_is_refused() -> None:
+    class Forgetful:
+        device, dtype = CPU, torch.float32
+
+        def __call__(self, **_: object) -> SimpleNamespace:
+            return SimpleNamespace()
+
+    with pytest.raises(ModelError, match="Forgetful caches no keys and values"):
+        kv_shape(Forgetful(), "past_key_values")
+
+
+@pytest.mark.parametrize("num_shown", [None, 5, 8])
+def test_a_layer_writes_to_the_slots_of_the_pass_and_gives_back_what_is_shown(num_shown: int | None) -> None:
+    cache = FlatCache(SHAPE, CPU, 8)
+    assert not any(stack.any() for stack in cache.stacks)
+    cache.writing = Writing(torch.tensor([4, 1]), num_shown)
+    keys, values = torch.rand(1, 2, 2, 4) + 1, torch.rand(1, 2, 2, 3) + 1
+    for layer in (2, 0):
+        k, v = cache.update(keys + layer, values + layer, layer)
+        if num_shown is None:
+            assert torch.equal(k, keys + layer) and torch.equal(v, values + layer)
         else:
-            run.cache.check(cache.append_with_rows(segments))
-        for segment in segments:
-            if run.is_done(segment.chunk):
-                cache.close(segment.chunk)
+            assert (k.shape, v.shape) == ((1, 2, num_shown, 4), (1, 2, num_shown, 3))
+            assert torch.equal(k[:, :, [4, 1]], keys + layer) and torch.equal(v[:, :, [4, 1]], values + layer)
+            assert not k[:, :, [0, 2, 3]].any()
+    # Layer 2 is the second of its stack.
+    assert torch.equal(cache.stacks[0][:, :, [4, 1]], torch.cat([keys, keys + 2]))
+    assert torch.equal(cache.stacks[1][:, :, [4, 1]], torch.cat([values, values + 2]))
+    assert cache.get_seq_length() == 0
 
 
-def test_two_branches_over_a_document_in_a_picture() -> None:
-    """Rows and columns in slot order: the branches take turns, so a chunk's slots lie apart."""
-    dag = Dag((2, 1, 1), ((), (0,), (0,)))
-    cache = Cache(dag)
-    rows = cache.cache.append_with_rows([cache.segment(0, 2), cache.segment(1, 1), cache.segment(2, 1)])
-    assert picture(rows) == ["#...", "##..", "###.", "##.#"]
-    rows = cache.cache.append_with_rows([cache.segment(1, 1), cache.segment(2, 1)])
-    assert picture(rows) == ["###.#.", "##.#.#"]
-    rows = cache.cache.append_with_rows([cache.segment(2, 1)])
-    assert picture(rows) == ["##.#.##"]
+def test_what_is_read_can_be_written_elsewhere() -> None:
+    cache, other = filled(), filled(16)
+    read = cache.read(Extent(2, 5))
+    assert [tuple(part.shape) for part in read] == [(2, 2, 3, 4), (2, 2, 3, 3)]
+    assert all(torch.equal(p, s[:, :, 2:5]) for p, s in zip(read, cache.stacks, strict=True))
+    before = [stack.clone() for stack in other.stacks]
+    other.write(Extent(9, 12), read)
+    for stack, old, part in zip(other.stacks, before, read, strict=True):
+        old[:, :, 9:12] = part
+        assert torch.equal(stack, old)
 
 
-def picture(rows: np.ndarray) -> list[str]:
-    return ["".join("#" if seen else "." for seen in row) for row in rows]
+def test_a_larger_cache_takes_everything_over() -> None:
+    small, large = filled(8), FlatCache(SHAPE, CPU, 16)
+    large.copy_from(small)
+    for one, other in zip(small.stacks, large.stacks, strict=True):
+        assert torch.equal(one, other[:, :, :8])
+        assert not other[:, :, 8:].any()
+    assert large.positions.tolist() == [*range(100, 108), *[0] * 8]
+    assert large.num_bytes == 2 * small.num_bytes == 16 * SHAPE.bytes_per_token()
 
 
-def test_a_chunk_that_joins_later_sees_all_that_its_parents_wrote() -> None:
-    dag = Dag((1, 1, 1), ((), (0,), (1,)))
-    cache = Cache(dag)
-    cache.cache.append([cache.segment(0, 1), cache.segment(1, 1)])
-    for _ in range(2):
-        cache.cache.append_with_rows([cache.segment(1, 1)])
-    cache.cache.close(1)
-    assert picture(cache.cache.append_with_rows([cache.segment(2, 1)])) == [".####"]
-
-
-def test_a_cache_starts_empty() -> None:
-    cache = FlatCache(Dag((1,), ((),)).mask())
-    assert len(cache) == 0
-    assert cache.positions.dtype == np.int64
-    assert cache.kv.get_seq_length() == 0
-
-
-def test_a_segment_is_as_long_as_its_tokens() -> None:
-    assert len(Segment(0, np.arange(3), np.arange(3))) == 3
+def test_cleared_slots_are_zero_and_others_stay() -> None:
+    cache = filled()
+    cache.stacks[0][:, :, 3] = float("nan")
+    expected = [stack.clone() for stack in cache.stacks]
+    cache.clear(Extent(3, 5))
+    for stack, old in zip(cache.stacks, expected, strict=True):
+        old[:, :, 3:5] = 0
+        assert torch.equal(stack, old)

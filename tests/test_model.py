@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from functools import wraps
 from pathlib import Path
 from typing import Any
 
@@ -204,21 +205,43 @@ DISOBEDIENT: dict[str, tuple[Callable[[], Any], str]] = {
         lambda: transformers.RwkvConfig(
             **SMALL, hidden_size=64, num_hidden_layers=2, attention_hidden_size=64
         ),
-        "looks at tokens that the mask hides",
+        "takes no position ids",
     ),
     "bloom": (
         lambda: transformers.BloomConfig(**SMALL, hidden_size=64, n_layer=2, n_head=4),
-        "cannot take a graph's mask and positions",
+        "takes no position ids",
     ),
     "mpt": (
         lambda: transformers.MptConfig(vocab_size=VOCABULARY, d_model=64, n_layers=2, n_heads=4),
-        "takes no notice of position ids",
+        "takes no position ids",
     ),
     "bart": (
         lambda: transformers.BartConfig(
             vocab_size=VOCABULARY, d_model=64, decoder_layers=2, decoder_attention_heads=4, decoder_ffn_dim=96
         ),
-        "takes no notice of position ids",
+        "takes no position ids",
+    ),
+    "alibi": (
+        lambda: transformers.FalconConfig(
+            **SMALL, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, alibi=True
+        ),
+        "attends by distances that it counts in tokens (ALiBi)",
+    ),
+    "a mask of another form": (
+        lambda: transformers.OpenAIGPTConfig(vocab_size=VOCABULARY, n_embd=64, n_layer=2, n_head=4),
+        "cannot take a graph's mask and positions",
+    ),
+    "positions from 2": (
+        lambda: transformers.RobertaConfig(
+            **SMALL, hidden_size=64, num_hidden_layers=2, num_attention_heads=4, is_decoder=True
+        ),
+        "counts positions, or cuts a window, in another way than its config says",
+    ),
+    "a window that is not used": (
+        lambda: transformers.MoshiConfig(
+            **SHAPE | {"intermediate_size": None}, head_dim=16, ffn_dim=96, sliding_window=2000
+        ),
+        "counts positions, or cuts a window, in another way than its config says",
     ),
     "no positions at all": (
         lambda: transformers.SmolLM3Config(**SHAPE, no_rope_layers=[0, 0]),
@@ -255,6 +278,26 @@ def test_models_that_would_ignore_a_graph_are_refused(name: str) -> None:
         check_obeys(made_from(make_config()))
     assert said in error.value.message
     assert error.value.hint
+
+
+def test_a_model_that_ignores_the_mask_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = made_from(transformers.LlamaConfig(**SHAPE))
+    forward = model.forward
+
+    @wraps(forward)
+    def causally(*args: Any, attention_mask: Any = None, **kwargs: Any) -> Any:
+        mask = None if attention_mask is None else torch.ones_like(attention_mask).tril()
+        return forward(*args, attention_mask=mask, **kwargs)
+
+    monkeypatch.setattr(model, "forward", causally)
+    with pytest.raises(ModelError, match="looks at tokens that the mask hides"):
+        check_obeys(model)
+
+
+def test_the_window_is_as_before_after_the_check() -> None:
+    model = made_from(transformers.MistralConfig(**SHAPE, sliding_window=77))
+    check_obeys(model)
+    assert model.config.sliding_window == 77
 
 
 def test_a_model_that_looks_at_nothing_is_refused() -> None:

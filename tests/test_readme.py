@@ -18,8 +18,8 @@ FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 FILE_NAME = re.compile(r"# (\S+\.yaml)\n")
 
 
-def blocks(language: str) -> list[str]:
-    return [body for kind, body in FENCE.findall(README) if kind == language]
+def blocks(language: str, text: str = README) -> list[str]:
+    return [body for kind, body in FENCE.findall(text) if kind == language]
 
 
 def commands() -> list[tuple[str, str]]:
@@ -64,8 +64,16 @@ def test_the_python_runs_and_answers(desk: Path, capsys: pytest.CaptureFixture[s
     names: dict[str, object] = {}
     for block in blocks("python"):
         exec(block, names)
-    assert capsys.readouterr().out.strip() == "the south gate."
+    answers = [line.strip() for line in capsys.readouterr().out.splitlines()]
+    assert answers == ["the south gate.", "the south gate. computed"]
     assert tuple(names["logits"].shape[:2]) == (1, len(names["bundle"]))  # type: ignore[attr-defined, arg-type]
+
+
+def test_the_python_of_the_engines_page_runs_and_answers(capsys: pytest.CaptureFixture[str]) -> None:
+    names: dict[str, object] = {}
+    for block in blocks("python", (ROOT / "docs/engine.md").read_text(encoding="utf-8")):
+        exec(block, names)
+    assert capsys.readouterr().out == "['the north gate.', 'the north gate.', 'the north gate.']\n"
 
 
 def test_the_picture_of_the_mask_is_the_rule() -> None:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from legraph.errors import ModelError
 from legraph.graph import Generate
+from legraph.logits import Logits, best_and_highest
 from legraph.sampling import Sampler, settings_for
 
 DRAWS = 4000
@@ -43,7 +44,13 @@ def sampler(chunk: str = "chunk", own_seed: int | None = None, **settings: Any) 
 
 def draws(drawn_from: Sampler, number: int, logits: Sequence[float] = LOGITS) -> list[int]:
     logits_V = torch.tensor(logits)
-    return [drawn_from.draw(logits_V) for _ in range(number)]
+    return [draw(drawn_from, logits_V) for _ in range(number)]
+
+
+def draw(drawn_from: Sampler, logits_V: torch.Tensor) -> int:
+    """As an engine does it, which knows the largest logit of every row."""
+    ((best,), (highest,)) = best_and_highest(logits_V[None]).tolist()
+    return drawn_from.draw(logits_V, int(best), highest)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
@@ -83,7 +90,7 @@ def test_nothing_outside_the_support_is_ever_drawn(
 def test_without_a_temperature_the_likeliest_token_is_taken(temperature: float | None) -> None:
     greedy = sampler(temperature=temperature, top_k=3, top_p=0.5)
     assert draws(greedy, 3) == [1, 1, 1]
-    assert greedy.draw(torch.tensor(LOGITS[::-1], dtype=torch.bfloat16)) == 5
+    assert draw(greedy, torch.tensor(LOGITS[::-1], dtype=torch.bfloat16)) == 5
 
 
 def numbers(drawn_from: Sampler) -> list[int]:
@@ -134,7 +141,7 @@ def test_logits_of_minus_infinity_are_never_drawn() -> None:
 @pytest.mark.parametrize("wrong", [math.nan, math.inf])
 def test_logits_that_are_no_numbers_are_a_model_error(temperature: float | None, wrong: float) -> None:
     with pytest.raises(ModelError, match="logits for chunk 'q' are not finite numbers") as error:
-        sampler("q", temperature=temperature).draw(torch.tensor([0.0, wrong, 1.0]))
+        draw(sampler("q", temperature=temperature), torch.tensor([0.0, wrong, 1.0]))
     assert error.value.hint and "--dtype" in error.value.hint
 
 
@@ -174,3 +181,38 @@ def test_who_asks_for_top_k_or_top_p_samples(
     own: Generate | None, run: Generate, temperature: float | None
 ) -> None:
     assert settings_for(own, run).temperature == temperature
+
+
+def test_greedy_draws_what_the_device_found_and_does_not_look_again() -> None:
+    assert sampler().draw(torch.tensor([3.0, 1.0]), 1, 1.0) == 1
+
+
+# Rows of logits.
+
+
+def test_the_best_of_each_row_comes_with_its_logit() -> None:
+    logits = Logits.of(torch.tensor([[0.0, 5.0, 1.0], [7.0, 7.0, 2.0], [-1.0, -math.inf, -3.0]]))
+    assert (logits.best, logits.highest) == ([1, 0, 0], [5.0, 7.0, -1.0])
+    assert all(type(token) is int for token in logits.best)
+
+
+@pytest.mark.parametrize("row", [[0.0, math.nan, 9.0], [math.nan, -math.inf, 0.0]])
+def test_a_row_with_a_number_that_is_none_has_none_as_its_largest(row: list[float]) -> None:
+    assert math.isnan(Logits.of(torch.tensor([row])).highest[0])
+
+
+def test_ids_of_any_vocabulary_come_through_exactly() -> None:
+    """They travel as floats; float32 would round ids from 2^24 on."""
+    logits = torch.zeros(1, 2**24 + 2, dtype=torch.bfloat16)
+    logits[0, 2**24 + 1] = 1
+    assert Logits.of(logits).best == [2**24 + 1]
+
+
+def test_parts_are_joined_in_their_order_and_without_those_that_asked_for_nothing() -> None:
+    one, two = Logits.of(torch.tensor([[1.0, 2.0]])), Logits.of(torch.tensor([[4.0, 3.0], [0.0, 9.0]]))
+    nothing = Logits(torch.tensor([[8.0, 8.0]]), [], [])
+    joined = Logits.joined([nothing, one, nothing, two])
+    assert joined.rows.tolist() == [[1.0, 2.0], [4.0, 3.0], [0.0, 9.0]]
+    assert (joined.best, joined.highest) == ([1, 0, 1], [2.0, 4.0, 9.0])
+    assert Logits.joined([nothing, two]) is two
+    assert Logits.joined([nothing, nothing]).best == []

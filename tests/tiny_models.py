@@ -9,6 +9,9 @@ from typing import Any
 import torch
 import transformers
 
+# Products this small gain nothing from a second thread, and lose a lot where others use the processors too.
+torch.set_num_threads(1)
+
 VOCABULARY = 260  # that of the byte tokenizer
 SHAPE: dict[str, Any] = {
     "vocab_size": VOCABULARY,
@@ -66,8 +69,70 @@ def _config(name: str) -> Any:
                 bos_token_id=256,
                 eos_token_id=257,
             )
+        case "llama-yarn" | "llama-dynamic" | "llama-linear":
+            return _rotary(name.removeprefix("llama-"), factor=4.0)
+        case "llama-llama3":
+            return _rotary(
+                "llama3",
+                factor=8.0,
+                low_freq_factor=1.0,
+                high_freq_factor=4.0,
+                original_max_position_embeddings=64,
+            )
+        case "phi3-partial":
+            rope = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.5}
+            return transformers.Phi3Config(**SHAPE, sliding_window=None, rope_parameters=rope)
+        case "smollm3":
+            return transformers.SmolLM3Config(**SHAPE, no_rope_layers=[1, 0])
+        case "cohere":
+            return transformers.CohereConfig(**SHAPE)
+        case "glm":
+            return transformers.GlmConfig(**SHAPE, head_dim=16)
+        case "gptj":
+            return transformers.GPTJConfig(
+                vocab_size=VOCABULARY,
+                n_embd=64,
+                n_layer=2,
+                n_head=4,
+                n_positions=4096,
+                rotary_dim=8,
+                initializer_range=0.12,
+                bos_token_id=256,
+                eos_token_id=257,
+            )
+        case "opt":
+            return transformers.OPTConfig(
+                vocab_size=VOCABULARY,
+                hidden_size=64,
+                ffn_dim=96,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                word_embed_proj_dim=64,
+                max_position_embeddings=512,
+                init_std=0.12,
+                bos_token_id=256,
+                eos_token_id=257,
+                pad_token_id=259,
+            )
+        case "gpt-oss":
+            rope = {"rope_type": "default", "rope_theta": 10000.0}
+            return transformers.GptOssConfig(
+                **SHAPE,
+                head_dim=16,
+                # All of them for every token: a choice would flip with the last bit.
+                num_local_experts=2,
+                num_experts_per_tok=2,
+                sliding_window=5,
+                layer_types=SLIDING_AND_FULL,
+                rope_parameters=rope,
+            )
         case _:
             raise KeyError(name)
+
+
+def _rotary(kind: str, **more: Any) -> Any:
+    parameters = {"rope_type": kind, "rope_theta": 10000.0} | more
+    return transformers.LlamaConfig(**SHAPE, rope_parameters=parameters)
 
 
 @cache

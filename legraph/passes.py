@@ -1,0 +1,164 @@
+"""One forward pass over the flat cache, as plain numbers: which tokens, in which slots, seeing which slots.
+
+A pass is a list of segments. Here they are cut into parts that fit, and turned into the mask that a pass
+needs: bool rows over the slots, or, where no token sees anything from before the pass, the `ChunkMask` of
+the pass alone. numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from legraph.mask import BoolArray, ChunkMask, Int64Array
+from legraph.slots import Extent
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """New tokens of one chunk, in neighbouring slots.
+
+    Attributes:
+        ids, positions: int64 [T].
+        slot: where the first of them goes.
+        own_start: the first slot of the chunk; the tokens see the chunk's own from there up to themselves.
+        seen: slots of the chunk's parents.
+        wants_logits: the last token's are needed.
+    """
+
+    ids: Int64Array
+    positions: Int64Array
+    slot: int
+    own_start: int
+    seen: tuple[Extent, ...] = ()
+    wants_logits: bool = False
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def slots(self) -> Int64Array:
+        return np.arange(self.slot, self.slot + len(self), dtype=np.int64)
+
+    def cut(self, first: int, end: int) -> Segment:
+        """Its tokens `first:end`; only a part with the last token wants logits."""
+        return replace(
+            self,
+            ids=self.ids[first:end],
+            positions=self.positions[first:end],
+            slot=self.slot + first,
+            wants_logits=self.wants_logits and end >= len(self),
+        )
+
+
+def split(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:
+    """The same tokens in parts of at most `max_tokens`.
+
+    A segment is cut only if it is longer than a part: a part of whole chunks may see nothing but itself.
+    """
+    part, room = list[Segment](), max_tokens
+    for segment in segments:
+        at = 0
+        while at < len(segment):
+            if room < min(len(segment) - at, max_tokens):
+                yield part
+                part, room = [], max_tokens
+            end = min(len(segment), at + room)
+            part.append(segment.cut(at, end))
+            room -= end - at
+            at = end
+    if part:
+        yield part
+
+
+def visible_rows(segments: Sequence[Segment], num_slots: int) -> BoolArray:
+    """What the tokens of a pass see: bool [T, num_slots], slots of the pass itself included."""
+    rows = np.zeros((sum(map(len, segments)), num_slots), dtype=np.bool_)
+    at = 0
+    for segment in segments:
+        length = len(segment)
+        block = rows[at : at + length]
+        for extent in segment.seen:
+            block[:, extent.start : extent.end] = True
+        block[:, segment.own_start : segment.slot] = True
+        block[:, segment.slot : segment.slot + length] = np.tri(length, dtype=np.bool_)
+        at += length
+    return rows
+
+
+@dataclass(frozen=True, slots=True)
+class SeenIntervals:
+    """What the tokens of a pass see, as stretches of slots: O(segments + stretches), whatever they see.
+
+    Query `queries[i] + t` of segment i (t < counts[i]) sees `causal_starts[i]:slots[i] + t + 1`, and
+    `range_starts[j]:range_ends[j]` for j in `range_offsets[i]:range_offsets[i + 1]`.
+
+    Attributes:
+        queries, counts, slots, causal_starts: int64 [C].
+        range_offsets: int64 [C + 1]; range_starts, range_ends: int64 [R].
+    """
+
+    queries: Int64Array
+    counts: Int64Array
+    slots: Int64Array
+    causal_starts: Int64Array
+    range_offsets: Int64Array
+    range_starts: Int64Array
+    range_ends: Int64Array
+
+    def num_keys(self) -> Int64Array:
+        """Slots that the last query of each segment sees: int64 [C]."""
+        before = np.concatenate([[0], np.cumsum(self.range_ends - self.range_starts)])
+        in_ranges = before[self.range_offsets[1:]] - before[self.range_offsets[:-1]]
+        return in_ranges + self.slots + self.counts - self.causal_starts
+
+
+def seen_intervals(segments: Sequence[Segment]) -> SeenIntervals:
+    """The mask of a pass in closed form. Says the same as `visible_rows`."""
+    counts = np.array([len(segment) for segment in segments], dtype=np.int64)
+    causal_starts, offsets, stretches = list[int](), [0], list[Extent]()
+    for segment in segments:
+        seen = segment.seen
+        first = segment.own_start
+        if seen and seen[-1].end == first:
+            # A parent that lies directly before the chunk is one with the chunk's own stretch.
+            first, seen = seen[-1].start, seen[:-1]
+        causal_starts.append(first)
+        stretches += seen
+        offsets.append(len(stretches))
+    return SeenIntervals(
+        np.cumsum(counts) - counts,
+        counts,
+        np.array([segment.slot for segment in segments], dtype=np.int64),
+        np.array(causal_starts, dtype=np.int64),
+        np.array(offsets, dtype=np.int64),
+        np.array([extent.start for extent in stretches], dtype=np.int64),
+        np.array([extent.end for extent in stretches], dtype=np.int64),
+    )
+
+
+def own_mask(segments: Sequence[Segment]) -> ChunkMask | None:
+    """The mask of a pass that sees nothing from before it, or None if it does.
+
+    Segments must be whole chunks in the order of their slots, parents before children.
+    """
+    starts = np.array([segment.slot for segment in segments], dtype=np.int64)
+    lengths = np.array([len(segment) for segment in segments], dtype=np.int64)
+    if np.any(np.diff(starts) <= 0) or any(segment.own_start != segment.slot for segment in segments):
+        return None
+    rows = list[Int64Array]()
+    for i, segment in enumerate(segments):
+        parents = list[Int64Array]()
+        for extent in segment.seen:
+            first, end = np.searchsorted(starts, [extent.start, extent.end])
+            if end > i or lengths[first:end].sum() != len(extent):
+                return None
+            parents.append(np.arange(first, end, dtype=np.int64))
+        rows.append(np.concatenate(parents) if parents else np.empty(0, dtype=np.int64))
+    return ChunkMask(
+        np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+        np.cumsum([0, *map(len, rows)], dtype=np.int64),
+        np.concatenate(rows),
+    )

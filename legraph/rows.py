@@ -1,0 +1,118 @@
+"""JSONL of graphs: one object a line, `{"id": str, "graph": {a graph file as JSON}}`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from legraph.errors import GraphError, KeyPath, Problem, Source, did_you_mean
+from legraph.marks import Span, printable
+from legraph.parse import ParsedFile, parse
+from legraph.source import SourceText, read_text_file
+
+_KEYS = ("id", "graph")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One graph of a file; `line` counts from 1."""
+
+    id: str
+    graph: ParsedFile
+    line: int
+
+
+@dataclass(slots=True)
+class _RowText(SourceText):
+    """The graph of a row, whose places are all in line `row` of the file: the text itself is made up here."""
+
+    row: int | None = None
+
+    def _source(self, span: Span, path: KeyPath = ()) -> Source:
+        return Source(self.name, self.row, key_path=path)
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """All rows of a file; empty lines are passed over. Relative paths in a graph start at the file's folder.
+
+    Raises:
+        GraphError: with all problems of all rows, each with its line.
+    """
+    text, name = read_text_file(Path(path), str(path)), printable(str(path))
+    rows, problems, line_by_id = list[Row](), list[Problem](), dict[str, int]()
+    for number, line in enumerate(text.split("\n"), 1):
+        if not line.strip():
+            continue
+        place = Source(name, number)
+        try:
+            row = _row(line, place, Path(path).parent)
+        except GraphError as error:
+            problems += error.problems
+            continue
+        if row.id in line_by_id:
+            first = line_by_id[row.id]
+            problems.append(Problem(f"id {row.id!r} is taken by line {first}", "another id", source=place))
+        line_by_id.setdefault(row.id, number)
+        rows.append(row)
+    if not rows and not problems:
+        expected = "a JSON object with 'id' and 'graph' on each line"
+        problems.append(Problem("the file has no rows", expected, source=Source(name)))
+    if problems:
+        raise GraphError(problems)
+    return rows
+
+
+def _row(line: str, place: Source, folder: Path) -> Row:
+    try:
+        data: Any = json.loads(line, object_pairs_hook=_object)
+    except (ValueError, RecursionError) as error:
+        column = error.colno if isinstance(error, json.JSONDecodeError) else None
+        what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
+        what = "nested too deeply" if isinstance(error, RecursionError) else what
+        at = replace(place, column=column, line_text=line)
+        raise GraphError(Problem(f"not JSON: {what}", "one JSON object on each line", source=at)) from None
+    problems = list(_row_problems(data, place))
+    if problems:
+        raise GraphError(problems)
+    row = cast("dict[str, Any]", data)
+    # As text once more: the same reader, with the same refusals, as for a file.
+    graph_text = json.dumps(row["graph"], ensure_ascii=True)
+    try:
+        parsed = parse(_RowText(place.file, graph_text, "yaml", folder, row=place.line))
+    except GraphError as error:
+        raise GraphError(map(_in_row, error.problems)) from None
+    return Row(row["id"], parsed, place.line or 0)
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """As in files, the same key twice is an error, not a choice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return found
+
+
+def _row_problems(data: Any, place: Source) -> Iterator[Problem]:
+    if not isinstance(data, dict):
+        yield Problem("the line is not an object", '{"id": ..., "graph": {...}}', source=place)
+        return
+    row = cast("dict[str, Any]", data)
+    for key in row:
+        if key not in _KEYS:
+            hint = did_you_mean(key, _KEYS)
+            yield Problem(f"unknown key {key!r}", "'id' and 'graph'", hint, place)
+    if not isinstance(row.get("id"), str) or not row["id"]:
+        yield Problem("the row has no 'id'", "a string that is not empty", source=place)
+    if not isinstance(row.get("graph"), dict):
+        yield Problem("the row has no 'graph'", "a graph file as a JSON object", source=place)
+
+
+def _in_row(problem: Problem) -> Problem:
+    """A row is one long line, so that a problem's place in it is told by the names of what it stands in."""
+    key_path: KeyPath = problem.source.key_path if problem.source is not None else ()
+    where = "graph" + "".join(f"[{key}]" if isinstance(key, int) else f".{key}" for key in key_path)
+    return replace(problem, message=f"{where}: {problem.message}")
