@@ -212,23 +212,34 @@ class Bench:
         return self.median_ms(step, 10)
 
     def overhead(self) -> None:
-        """What a step costs beside the model: the same forward passes, timed inside the step."""
-        engine, inside = self.engine(), list[float]()
+        """What a step of four branches costs beside the model's forward pass, step by step."""
+        engine = self.engine()
+        model, inside, whole = list[float](), list[float](), list[float]()
         bundle = self.graph(0, 4, 33)
         engine.run(bundle)
-        call = engine._forward.decode
+        scheduler, forward = engine._scheduler, engine._forward
 
-        def timed(*arguments: Any) -> Any:
-            started = time.perf_counter()
-            result = call(*arguments)
-            inside.append(time.perf_counter() - started)
-            return result
+        def timed(work: Callable[..., Any], times: list[float]) -> Callable[..., Any]:
+            def run(*arguments: Any) -> Any:
+                started = time.perf_counter()
+                result = work(*arguments)
+                times.append(time.perf_counter() - started)
+                return result
 
-        engine._forward.decode = timed  # type: ignore[method-assign]
-        whole = step_ms(engine.run(bundle), 33)
-        self.note(
-            "engine beside the pass, a step of 4 branches, ms", whole - 1000 * statistics.median(inside)
-        )
+            return run
+
+        forward.decode = timed(forward.decode, inside)  # type: ignore[method-assign]
+        scheduler._pass = timed(scheduler._pass, whole)  # type: ignore[method-assign]
+        if not self.on_gpu:
+            forward.model_call = timed(forward.model_call, model)  # type: ignore[method-assign]
+        engine.run(bundle)
+        steps = whole[-len(inside) :]
+        beside = [1000 * (a - b) for a, b in zip(steps, inside, strict=True)]
+        self.note_runs("a step of 4 branches: beside the pass, ms", beside)
+        if model:
+            model = model[-len(inside) :]
+            beside = [1000 * (a - b) for a, b in zip(steps, model, strict=True)]
+            self.note_runs("a step of 4 branches: beside the model's own forward, ms", beside)
 
     def fork_join(self, plan: int, sections: int, section: int, join: int) -> None:
         """A plan, sections that see it, and a join that sees them all; against one token after the other."""
@@ -280,6 +291,23 @@ class Bench:
         )
         return compile_chunks([end], tokenizer=self.tokenizer)
 
+    def compilations(self) -> None:
+        """100 graphs of different shapes and sizes in one process, all through FlexAttention."""
+        draw, engine = random.Random(1), self.engine(attn="flex")
+        for _ in range(100):
+            docs = [
+                Chunk(self.text(draw.randint(1, 40), draw.random()), name=f"d{i}")
+                for i in range(draw.randint(1, 8))
+            ]
+            leaves = [
+                Chunk(self.text(9, i), parents=draw.sample(docs, draw.randint(0, len(docs))), name=f"q{i}")
+                for i in range(draw.randint(1, 3))
+            ]
+            engine.run(compile_chunks(leaves, tokenizer=self.tokenizer), Generate(max_new_tokens=3))
+        made = engine.compilations()
+        self.note("100 different graphs: lengths compiled for FlexAttention", made["flex"])
+        self.note("100 different graphs: recorded CUDA graphs", made["cuda_graphs"])
+
 
 def ttft(engine: Engine, bundle: Bundle) -> float:
     return engine.run(bundle).timing["prefill_s"]
@@ -311,7 +339,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=32, help="of the 8B shape, on a GPU")
     parser.add_argument("--documents", type=int, default=None)
     parser.add_argument("--repeats", type=int, default=7)
-    parser.add_argument("--only", choices=("first-token", "decode", "fork-join"))
+    parser.add_argument("--only", choices=("first-token", "decode", "fork-join", "compilations"))
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     bench = Bench(args)
@@ -327,6 +355,8 @@ def main() -> None:
         bench.decoding(65 if bench.on_gpu else 33)
     if args.only in (None, "fork-join"):
         bench.fork_join(*((64, 8, 256, 128) if bench.on_gpu else (16, 8, 64, 32)))
+    if args.only in (None, "compilations"):
+        bench.compilations()
     if args.json is not None:
         args.json.write_text(json.dumps(bench.rows, indent=2) + "\n", encoding="utf-8")
 

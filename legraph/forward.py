@@ -116,11 +116,9 @@ class Forward:
         if num_slots <= self.capacity:
             return
         capacity = rounded_capacity(num_slots)
-        if self.steps is not None:
-            self.steps.forget()
         previous = self.capacity
         if not keep:
-            self.cache = None
+            self._replace_cache(None)
         try:
             grown = FlatCache(self.shape, self.model.device, capacity)
         except (RuntimeError, MemoryError) as error:
@@ -129,7 +127,7 @@ class Forward:
             need = capacity * self.shape.bytes_per_token()
             if previous and self.cache is None:
                 # There was memory for this one.
-                self.cache = FlatCache(self.shape, self.model.device, previous)
+                self._replace_cache(FlatCache(self.shape, self.model.device, previous))
             raise ModelError(
                 f"out of memory: {num_slots:,} tokens need {need / 2**30:.1f} GiB of keys and values"
                 + self._free_memory(),
@@ -137,8 +135,14 @@ class Forward:
             ) from None
         if self.cache is not None:
             grown.copy_from(self.cache)
-        self.cache = grown
+        self._replace_cache(grown)
         self.lanes.fit(0, capacity)
+
+    def _replace_cache(self, cache: FlatCache | None) -> None:
+        """Recordings refer to the tensors of the one before."""
+        if self.steps is not None:
+            self.steps.forget()
+        self.cache = cache
 
     def _free_memory(self) -> str:
         if self.model.device.type != "cuda":

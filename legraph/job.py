@@ -122,6 +122,14 @@ class Job:
             if self._is_needed[chunk] and is_static[chunk]:
                 self._look_up(chunk)
 
+    def forget_plan(self) -> None:
+        """Everything is computed after all, or found again when its turn comes."""
+        self.leave()
+        self._hits.clear()
+        self._in_place.clear()
+        self._places_taken.clear()
+        self._is_needed[:] = True
+
     def most_slots(self) -> int:
         """Slots that the run needs if nothing is known."""
         return len(self.bundle) + sum(map(self._room_to_generate, self.branches))
@@ -316,10 +324,11 @@ class Job:
 
     def computed(self) -> Iterator[tuple[str, int, Extent]]:
         """Key, first position and slots of everything that was computed and is complete."""
+        still_pending = {chunk for _, chunk in self.pending}
         for chunk, source in self._sources.items():
             extent, length = self._extents[chunk], self._text_length(chunk)
             text_key, key = self._text_keys[chunk], self._keys[chunk]
-            if extent is None or any(waiting == chunk for _, waiting in self.pending):
+            if extent is None or chunk in still_pending:
                 continue
             if text_key is not None and source.origin == "computed":
                 yield text_key, int(self.starts[chunk]), Extent(extent.start, extent.start + length)
@@ -335,11 +344,13 @@ class Job:
         self._used_residents.clear()
         still_pending = {chunk for _, chunk in self.pending}
         new = list[tuple[tuple[str, int], Extent]]()
-        for chunk in self._sources:
+        for chunk, source in self._sources.items():
             key, extent = self._keys[chunk], self._extents[chunk]
-            is_own = extent is not None and self.room.start <= extent.start < self.room.end
-            if key is not None and is_own and chunk not in self.branches and chunk not in still_pending:
-                assert extent is not None
+            if key is None or extent is None or chunk in self.branches or chunk in still_pending:
+                continue
+            is_own = self.room.start <= extent.start < self.room.end
+            # What was moved was rounded once more; moved again from there, it would drift.
+            if is_own and source.shift == 0:
                 new.append(((key, int(self.starts[chunk])), extent))
         return new
 

@@ -26,10 +26,14 @@ class Lanes:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.owners: list[Any] = []
+        self._lane_of: dict[Any, int] = {}
         self.rows = torch.zeros((0, 0), dtype=torch.bool, device=device)
 
     def __len__(self) -> int:
         return len(self.owners)
+
+    def __contains__(self, owner: Any) -> bool:
+        return owner in self._lane_of
 
     @torch.inference_mode()
     def fit(self, num_lanes: int, capacity: int) -> None:
@@ -50,14 +54,16 @@ class Lanes:
         for extent in seen:
             row[extent.start : extent.end] = True
         self.rows[len(self)] = torch.from_numpy(row).to(self.device)
+        self._lane_of[owner] = len(self)
         self.owners.append(owner)
 
     @torch.inference_mode()
     def leave(self, owner: Any) -> None:
         """The last lane takes the place of the one that is left."""
-        lane, last = self.owners.index(owner), len(self) - 1
+        lane, last = self._lane_of.pop(owner), len(self) - 1
         if lane != last:
             self.rows[lane] = self.rows[last]
             self.owners[lane] = self.owners[last]
+            self._lane_of[self.owners[lane]] = lane
         self.rows[last] = False
         self.owners.pop()

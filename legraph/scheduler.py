@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from typing import Any
 
 import numpy as np
 
@@ -20,9 +21,15 @@ from legraph.errors import ModelError
 from legraph.forward import Forward
 from legraph.job import Job
 from legraph.logits import Logits
+from legraph.model import run_errors
 from legraph.passes import Segment
 from legraph.reuse import Reuse
 from legraph.slots import Extent, Residents, SlotPool
+
+# Rows of the mask for live branches take no more than this; further branches wait for a lane.
+_MAX_LANE_BYTES = 2**30
+# How long a waiter waits for the one who drives before it looks whether there is something for itself.
+_LOOK_EVERY_S = 0.005
 
 
 class Scheduler:
@@ -39,6 +46,12 @@ class Scheduler:
         self.waiting, self.active = deque[Job](), list[Job]()
         self.lock = threading.RLock()
         self._prefilled_last = False
+        # Branches that have their first token, and no lane yet.
+        self._without_lane = deque[tuple[Job, int]]()
+        # The runs that the pass under way is for.
+        self._involved = set[Job]()
+        # The first in the queue does not fit until a run has ended.
+        self._is_full = False
 
     def submit(self, job: Job) -> None:
         """Queues a run. It starts when somebody waits for it, or for another one."""
@@ -47,49 +60,64 @@ class Scheduler:
     def wait(self, *jobs: Job) -> None:
         """Drives passes until one of the jobs has events, or is done."""
         while not any(job.events or job.is_done for job in jobs):
-            with self.lock:
+            # Whoever drives serves all, so there may be something to read before the lock is free.
+            if not self.lock.acquire(timeout=_LOOK_EVERY_S):
+                continue
+            try:
                 if not any(job.events or job.is_done for job in jobs):
                     self.advance()
+            finally:
+                self.lock.release()
 
     def cancel(self, job: Job) -> None:
         """Ends a run early and frees its slots; what it has generated stays in its result."""
         with self.lock:
-            if job.is_done:
-                return
             if job in self.waiting:
                 self.waiting.remove(job)
             self._end(job, None)
 
     def advance(self) -> None:
-        """One pass."""
-        self._admit()
-        lanes = self.forward.lanes
+        """One pass. What goes wrong in it is an error of the runs that it was for; none is left half-way."""
+        self._involved = set()
+        try:
+            with run_errors("running the graphs"):
+                self._admit()
+                self._pass()
+            for job in [job for job in self.active if job.is_finished]:
+                self._involved = {job}
+                self._end(job, None)
+        except BaseException as error:
+            self._fail(self._involved or set(self.active), error)
+
+    def _pass(self) -> None:
+        self._give_lanes()
+        num_lanes = len(self.forward.lanes)
         has_text = any(job.pending for job in self.active)
-        if has_text and not (len(lanes) and self._prefilled_last):
+        if has_text and not (num_lanes and self._prefilled_last):
             self._prefilled_last = True
             self._prefill()
-        elif len(lanes):
+        elif num_lanes:
             self._prefilled_last = False
             self._decode()
-        for job in list(self.active):
-            if job.is_finished:
-                self._end(job, None)
+        else:
+            assert not self.active or any(job.is_finished for job in self.active), "nothing is left to do"
 
     # Coming
 
     def _admit(self) -> None:
-        while self.waiting:
+        while self.waiting and not self._is_full:
             # A rotary embedding that depends on the length of a pass leaves no room for others in it.
             if self.active and self.forward.border is not None:
                 return
             job = self.waiting[0]
             try:
                 room = self._room(job)
-            except ModelError as error:
+            except Exception as error:  # of whatever kind, it is this run's alone
                 self.waiting.popleft()
                 self._end(job, error)
                 continue
             if room is None:
+                self._is_full = True
                 return
             self.waiting.popleft()
             job.settle(room)
@@ -97,28 +125,43 @@ class Scheduler:
             self._place_ready(job)
 
     def _room(self, job: Job) -> Extent | None:
-        """Slots for a whole run, or None as long as others have to finish first."""
+        """Slots for a whole run, or None as long as others have to finish first.
+
+        Raises:
+            ModelError: there is no memory for it, though nobody else is there.
+        """
         if self.forward.cache is None:
             self._grow(max(self.num_slots, 1 + job.most_slots()))
         if not job.is_planned:
             job.plan()
-        needed = job.num_slots()
-        if not needed:
-            return Extent(0, 0)
-        room = self.residents.evict(needed)
-        if room is None and self._grow_for(needed):
-            room = self.pool.take(needed)
+        room = self._find_room(job.num_slots())
+        if room is not None or self.active:
+            return room
+        # What it would use from the cache is in its way.
+        job.forget_plan()
+        room = self._find_room(job.num_slots())
+        if room is None:
+            self._grow_for(job.num_slots())
+            room = self.pool.take(job.num_slots())
         return room
 
-    def _grow_for(self, needed: int) -> bool:
-        try:
-            self._grow(self.pool.capacity + self.pool.missing(needed))
-        except ModelError:
-            # Others that are under way will give their slots back.
-            if self.active:
-                return False
-            raise
-        return True
+    def _find_room(self, needed: int) -> Extent | None:
+        """Free slots; else new ones; else those of chunks that nobody uses."""
+        if not needed:
+            return Extent(0, 0)
+        room = self.pool.take(needed)
+        if room is None and self.pool.num_free + self.residents.num_idle_slots() >= needed:
+            room = self.residents.evict(needed)
+        if room is None:
+            try:
+                self._grow_for(needed)
+                room = self.pool.take(needed)
+            except ModelError:
+                room = self.residents.evict(needed)
+        return room
+
+    def _grow_for(self, needed: int) -> None:
+        self._grow(self.pool.capacity + self.pool.missing(needed))
 
     def _grow(self, num_slots: int) -> None:
         self.forward.fit(num_slots, keep=bool(self.active) or len(self.residents) > 0)
@@ -134,17 +177,25 @@ class Scheduler:
         except ModelError as error:
             self._end(job, error)
 
+    def _give_lanes(self) -> None:
+        """Branches that wait for a lane get one, as long as the rows of the mask do not take too much."""
+        lanes, most = self.forward.lanes, max(1, _MAX_LANE_BYTES // max(1, self.forward.capacity))
+        while self._without_lane and len(lanes) < most:
+            job, chunk = self._without_lane.popleft()
+            lanes.enter((job, chunk), [*job.seen(chunk), job.own_slots(chunk)])
+
     # Passes
 
     def _prefill(self) -> None:
         taken = self._take_pending()
+        self._involved = {job for job, _, _ in taken}
         try:
             logits = self.forward.prefill([segment for _, _, segment in taken], self.pool.high_water)
-        except BaseException as error:
+        except BaseException:
+            # Not computed: nobody may take it for known.
             for job, chunk, segment in reversed(taken):
                 job.pending.appendleft((segment, chunk))
-            self._fail({job for job, _, _ in taken}, error)
-            return
+            raise
         asked = [(job, chunk) for job, chunk, segment in taken if segment.wants_logits]
         self._accept(asked, logits)
         for job in {job for job, _, _ in taken}:
@@ -186,11 +237,8 @@ class Scheduler:
             np.array(column, dtype=np.int64)
             for column in zip(*((s.ids[0], s.positions[0], s.slot) for s in segments), strict=True)
         )
-        try:
-            logits = self.forward.decode(ids, positions, slots, self.pool.high_water)
-        except BaseException as error:
-            self._fail({job for job, _ in owners}, error)
-            return
+        self._involved = {job for job, _ in owners}
+        logits = self.forward.decode(ids, positions, slots, self.pool.high_water)
         self._accept(owners, logits)
         for job in {job for job, _ in owners}:
             job.num_passes += 1
@@ -203,24 +251,26 @@ class Scheduler:
         ):
             if job.is_done:
                 continue
-            branch = job.branches[chunk]
             try:
-                piece = branch.accept(row, best, highest)
+                self._draw(job, chunk, row, best, highest)
             except ModelError as error:
                 self._end(job, error)
                 continue
             job.first_token = job.first_token or now
-            if piece is not None:
-                job.events.append(piece)
-            is_in_lane = (job, chunk) in self.forward.lanes.owners
-            if branch.finish is None:
-                if not is_in_lane:
-                    self.forward.lanes.enter((job, chunk), [*job.seen(chunk), job.own_slots(chunk)])
-                continue
-            if is_in_lane:
-                self.forward.lanes.leave((job, chunk))
-            job.finish(chunk)
             self._place_ready(job)
+
+    def _draw(self, job: Job, chunk: int, row: Any, best: int, highest: float) -> None:
+        branch, lanes = job.branches[chunk], self.forward.lanes
+        piece = branch.accept(row, best, highest)
+        if piece is not None:
+            job.events.append(piece)
+        if branch.finish is None:
+            if (job, chunk) not in lanes:
+                self._without_lane.append((job, chunk))
+            return
+        if (job, chunk) in lanes:
+            lanes.leave((job, chunk))
+        job.finish(chunk)
 
     # Going
 
@@ -240,32 +290,45 @@ class Scheduler:
         Args:
             is_sound: whether what was computed for it can be used again; by default, if there is no error.
         """
+        if job.is_done:
+            return
         job.ended = time.perf_counter()
         job.error = error
-        if job in self.active:
-            self.active.remove(job)
-            for owner in [owner for owner in self.forward.lanes.owners if owner[0] is job]:
-                self.forward.lanes.leave(owner)
-            self._give_back(job, error is None if is_sound is None else is_sound)
-        else:
-            job.leave()
-        if error is None and job.is_finished:
-            job.events.append(job.result())
-        # Last: readers in other threads look at it without the lock.
-        job.is_done = True
+        self._is_full = False
+        try:
+            self._leave(job, error is None if is_sound is None else is_sound)
+            if error is None and job.is_finished:
+                job.events.append(job.result())
+        except Exception as failure:
+            job.error = error or failure
+        finally:
+            # Last: readers in other threads look at it without the lock.
+            job.is_done = True
 
-    def _give_back(self, job: Job, is_sound: bool) -> None:
-        """Its slots, less those of the chunks that stay in the cache."""
+    def _leave(self, job: Job, is_sound: bool) -> None:
+        if job not in self.active:
+            job.leave()
+            return
+        self.active.remove(job)
+        self._without_lane = deque(owner for owner in self._without_lane if owner[0] is not job)
+        for owner in [owner for owner in self.forward.lanes.owners if owner[0] is job]:
+            self.forward.lanes.leave(owner)
+        staying = job.leave()
         cache = self.forward.cache
         assert cache is not None
-        staying = job.leave()
-        # A run that was cancelled may not have noticed what a pass that it shared has done to it.
-        if not is_sound or (self.reuse is not None and not cache.is_finite(job.room)):
-            # 0 times NaN is NaN, so it must not lie where others may come to lie.
-            cache.clear(job.room)
-            staying = []
-        elif self.reuse is not None:
-            self.reuse.keep(job.computed())
+        try:
+            # A run that was cancelled may not have noticed what a pass that it shared has done to it.
+            if not is_sound or (self.reuse is not None and not cache.is_finite(job.room)):
+                staying = []
+                # 0 times NaN is NaN, so it must not lie where others may come to lie.
+                cache.clear(job.room)
+            elif self.reuse is not None:
+                self.reuse.keep(job.computed())
+        finally:
+            self._give_back(job, staying)
+
+    def _give_back(self, job: Job, staying: list[tuple[tuple[str, int], Extent]]) -> None:
+        """Its slots, less those of the chunks that stay in the cache."""
         at = job.room.start
         for place, extent in sorted(staying, key=lambda entry: entry[1].start):
             self.pool.give(Extent(at, extent.start))

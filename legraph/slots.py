@@ -105,6 +105,7 @@ class Residents:
 
     pool: SlotPool
     _by_place: dict[tuple[str, int], _Resident] = field(default_factory=dict[tuple[str, int], _Resident])
+    _starts_of: dict[str, set[int]] = field(default_factory=dict[str, set[int]])
 
     def __len__(self) -> int:
         return len(self._by_place)
@@ -128,10 +129,15 @@ class Residents:
             self.pool.give(extent)
         else:
             self._by_place[place] = _Resident(extent)
+            self._starts_of.setdefault(place[0], set()).add(place[1])
 
     def starts(self, key: str) -> list[int]:
-        """Positions at which a chunk lies in the cache."""
-        return [start for other, start in self._by_place if other == key]
+        """Positions at which a chunk lies in the cache, ascending."""
+        return sorted(self._starts_of.get(key, ()))
+
+    def num_idle_slots(self) -> int:
+        """Slots of those that nobody uses."""
+        return sum(len(one.extent) for one in self._by_place.values() if not one.num_users)
 
     def evict(self, length: int) -> Extent | None:
         """As `SlotPool.take`, giving up residents until it fits."""
@@ -141,5 +147,8 @@ class Residents:
             if place is None:
                 return None
             self.pool.give(self._by_place.pop(place).extent)
+            self._starts_of[place[0]].remove(place[1])
+            if not self._starts_of[place[0]]:
+                del self._starts_of[place[0]]
             found = self.pool.take(length)
         return found

@@ -326,13 +326,15 @@ def test_the_same_text_twice_in_a_graph_is_known_once(positions: Any) -> None:
     docs = [Chunk("the same", name=name) for name in ("one", "two", "three")]
     bundle = compile_chunks([Chunk("q?", parents=docs, name="q")], tokenizer(), positions=positions)
     store = KVStore()
+    num_residents = list[int]()
     for made in (engine(kv=store), engine(kv=store)):
         for _ in range(3):
             result = run_and_check(made, bundle, HOW)
             assert ids_of(result) == oracle("llama", bundle, {"q": 3})
-    assert [source.origin for source in result.sources] == ["device"] * 3 + ["memory"]
-    # Where their positions are the same they are one chunk in the cache.
-    assert len(made._scheduler.residents) == (3 if positions == "flat" else 1)
+        assert {source.origin for source in result.sources[:3]} == {"device"}
+        num_residents.append(len(made._scheduler.residents))
+    # Where their positions are the same they are one chunk in the cache, and what was moved does not stay.
+    assert num_residents == [3 if positions == "flat" else 1, 1]
     assert store.stats().memory_entries == 2
 
 
