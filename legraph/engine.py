@@ -14,9 +14,10 @@ from legraph.bundle import Bundle
 from legraph.errors import BundleError, InputError, ModelError, Problem
 from legraph.forward import Choice, Forward
 from legraph.graph import Generate
-from legraph.job import Job, RunResult, check_positions
+from legraph.job import Job, check_positions
 from legraph.kvstore import KVStore
 from legraph.model import check_obeys, load_model, max_positions, supported_attention
+from legraph.result import RunResult
 from legraph.reuse import Reuse, usable
 from legraph.scheduler import Scheduler
 from legraph.schema import GenerateSpec

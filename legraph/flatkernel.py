@@ -99,7 +99,7 @@ def attend(
     group_size = num_heads // num_groups
     num_tiles = len(tiled.counts)
     wanted = -(-_WANTED_PROGRAMS // (num_tiles * num_groups))
-    splits = _power_of_two(min(_MAX_SPLITS, wanted, -(-num_slots // BLOCK)))
+    splits = power_of_two(min(_MAX_SPLITS, wanted, -(-num_slots // BLOCK)))
     # Softmaxes of the parts: their outputs, and the logarithm (base 2) of their denominators.
     partial = q_HTD.new_empty((splits, num_queries, num_heads, v_channels), dtype=torch.float32)
     log_sums = q_HTD.new_empty((splits, num_queries, num_heads), dtype=torch.float32)
@@ -112,11 +112,11 @@ def attend(
         NUM_HEADS=num_heads,
         GROUP=group_size,
         PER_TILE=tiled.queries_per_tile,
-        M=max(16, _power_of_two(tiled.queries_per_tile * group_size)),
+        M=max(16, power_of_two(tiled.queries_per_tile * group_size)),
         D=k_channels,
-        D_POW=_power_of_two(k_channels),
+        D_POW=power_of_two(k_channels),
         E=v_channels,
-        E_POW=_power_of_two(v_channels),
+        E_POW=power_of_two(v_channels),
         BLOCK_N=BLOCK,
         # Half a block at a time where the tiles of keys and values would not fit beside each other.
         STEP_N=BLOCK // 2 if is_float32 or k_channels > 128 else BLOCK,
@@ -131,7 +131,7 @@ def attend(
         partial, log_sums, sinks_H if sinks_H is not None else log_sums, out, num_queries,
         NUM_HEADS=num_heads,
         E=v_channels,
-        E_POW=_power_of_two(v_channels),
+        E_POW=power_of_two(v_channels),
         SPLITS=splits,
         SINKS=sinks_H is not None,
         num_warps=1,
@@ -139,11 +139,11 @@ def attend(
     return out
 
 
-def _power_of_two(number: int) -> int:
+def power_of_two(number: int) -> int:
     """The smallest that is no smaller."""
     return 1 << max(0, number - 1).bit_length()
 
 
 def _rows_per_program(num_queries: int, group_size: int) -> int:
     """Rows of scores that a program holds: query heads of one group times queries."""
-    return min(64, max(16, _power_of_two(num_queries * group_size), _power_of_two(group_size)))
+    return min(64, max(16, power_of_two(num_queries * group_size), power_of_two(group_size)))

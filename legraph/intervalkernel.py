@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from legraph.flatkernel import power_of_two
 from legraph.mask import Int64Array
 from legraph.passes import SeenIntervals
 
@@ -174,7 +175,7 @@ def attend(
     partial = q_BHTD.new_empty((batch, max(1, plan.num_partial), num_heads, v_channels), dtype=torch.float32)
     log_sums = q_BHTD.new_empty((batch, max(1, plan.num_partial), num_heads), dtype=torch.float32)
     is_float32 = q_BHTD.dtype == torch.float32
-    m = max(16, _power_of_two(plan.per_tile * group_size))
+    m = max(16, power_of_two(plan.per_tile * group_size))
     wide = k_channels > 128 or is_float32
     block, warps, stages = config or (32 if wide else 64, 8 if m >= 128 else 4, 2 if wide else 3)
     sinks = sinks_H if sinks_H is not None else log_sums
@@ -185,8 +186,8 @@ def attend(
         v_BJSE.stride(0), v_BJSE.stride(1), v_BJSE.stride(2),
         scale, softcap or 0.0, num_queries, max(1, plan.num_partial),
         NUM_GROUPS=num_groups, GROUP=group_size, M=m,
-        D=k_channels, D_POW=max(16, _power_of_two(k_channels)),
-        E=v_channels, E_POW=max(16, _power_of_two(v_channels)),
+        D=k_channels, D_POW=max(16, power_of_two(k_channels)),
+        E=v_channels, E_POW=max(16, power_of_two(v_channels)),
         BLOCK_N=block, SOFTCAP=softcap is not None, SINKS=sinks_H is not None,
         PRECISION="ieee" if is_float32 else "tf32",
         num_warps=warps, num_stages=stages,
@@ -194,12 +195,7 @@ def attend(
     if plan.num_partial:
         intervals_join[(len(plan.joins), num_heads, batch)](
             partial, log_sums, sinks, plan.joins, out, num_queries, plan.num_partial,
-            NUM_HEADS=num_heads, E=v_channels, E_POW=max(16, _power_of_two(v_channels)),
+            NUM_HEADS=num_heads, E=v_channels, E_POW=max(16, power_of_two(v_channels)),
             SINKS=sinks_H is not None, num_warps=1,
         )  # fmt: skip
     return out
-
-
-def _power_of_two(number: int) -> int:
-    """The smallest that is no smaller."""
-    return 1 << max(0, number - 1).bit_length()

@@ -11,37 +11,19 @@ import heapq
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
-from legraph.branch import Branch, Output, Piece
+from legraph.branch import Branch, Piece
 from legraph.bundle import Bundle
 from legraph.errors import ModelError
 from legraph.layout import start_after
 from legraph.mask import ChunkMask, Int64Array
 from legraph.passes import Segment
+from legraph.result import RunResult, finished_bundle
 from legraph.reuse import ChunkSource, Hit, Reuse
 from legraph.slots import Extent, merged
-
-
-@dataclass(frozen=True, slots=True)
-class RunResult:
-    """What a run gave.
-
-    Attributes:
-        outputs: for each chunk that generated, in token order, what it generated.
-        timing: seconds: `prefill_s` (until the first token was there), `decode_s` (from then on), `total_s`.
-        tokens: counts: `prompt`, `reused` (of those, not computed), `generated`, `passes`.
-        sources: where each chunk's keys and values came from, in token order; empty without a store.
-        bundle: the finished graph, text and generated tokens, as a bundle that can be run again.
-    """
-
-    outputs: dict[str, Output]
-    timing: dict[str, float]
-    tokens: dict[str, int]
-    sources: tuple[ChunkSource, ...]
-    bundle: Bundle
 
 
 class Job:
@@ -123,7 +105,7 @@ class Job:
                 self._look_up(chunk)
 
     def forget_plan(self) -> None:
-        """Everything is computed after all, or found again when its turn comes."""
+        """Everything is computed after all."""
         self.leave()
         self._hits.clear()
         self._in_place.clear()
@@ -371,7 +353,8 @@ class Job:
             "generated": sum(len(output.token_ids) for output in outputs.values()),
             "passes": self.num_passes,
         }
-        return RunResult(outputs, timing, tokens, self.sources(), self.finished_bundle())
+        bundle = finished_bundle(self.bundle, self.branches, self.starts)
+        return RunResult(outputs, timing, tokens, self.sources(), bundle)
 
     def sources(self) -> tuple[ChunkSource, ...]:
         if self.reuse is None:
@@ -385,26 +368,6 @@ class Job:
     def _unused(self, chunk: int) -> ChunkSource:
         length = self._text_length(chunk)
         return ChunkSource(self.bundle.span_names[chunk], "unused", length, length, 0, 0)
-
-    def finished_bundle(self) -> Bundle:
-        """Text and generated tokens at the positions really used; what has finished generates no more."""
-        ids, positions = list[Int64Array](), list[Int64Array]()
-        for chunk in range(self.bundle.mask.num_chunks):
-            branch, span = self.branches.get(chunk), self.bundle.span(chunk)
-            generated = np.array(branch.ids if branch is not None else [], dtype=np.int64)
-            ids.append(np.concatenate([self.bundle.input_ids[span], generated]))
-            text = self.bundle.position_ids[span]
-            text = text + (int(self.starts[chunk]) - text[0])
-            positions.append(np.concatenate([text, text[-1] + 1 + np.arange(len(generated), dtype=np.int64)]))
-        mask = ChunkMask(
-            np.cumsum([0, *map(len, ids)], dtype=np.int64),
-            self.bundle.parent_offsets,
-            self.bundle.parent_indices,
-        )
-        finished = {branch.name for branch in self.branches.values() if branch.finish is not None}
-        generate = {name: how for name, how in self.bundle.meta.generate.items() if name not in finished}
-        meta = replace(self.bundle.meta, generate=generate)
-        return Bundle(np.concatenate(ids), np.concatenate(positions), self.bundle.span_names, mask, meta)
 
 
 def children_of(mask: ChunkMask) -> list[Int64Array]:

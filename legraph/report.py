@@ -11,7 +11,7 @@ from legraph.kvshow import format_size
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from legraph.job import RunResult
+    from legraph.result import RunResult
     from legraph.reuse import ChunkSource
 
 _ORIGIN_STYLES = {"device": "green", "memory": "green", "disk": "cyan", "computed": "yellow", "unused": "dim"}

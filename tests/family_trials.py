@@ -20,9 +20,9 @@ from legraph.compiler import Chunk, compile_chunks
 from legraph.engine import Engine
 from legraph.errors import ModelError
 from legraph.graph import Generate
-from legraph.job import RunResult
 from legraph.kvstore import KVStore
 from legraph.model import dense_attention, use_attention
+from legraph.result import RunResult
 from legraph.rotary import KeyShift
 from legraph.tokens import bytes_tokenizer
 from tests.families import Family

@@ -18,8 +18,8 @@ from legraph.branch import Branch
 from legraph.bundle import Bundle
 from legraph.engine import Engine
 from legraph.graph import Generate
-from legraph.job import RunResult
 from legraph.model import dense_attention, supported_attention, use_attention
+from legraph.result import RunResult
 from tests.random_graphs import tokenizer
 from tests.tiny_models import tiny_model
 

@@ -19,7 +19,7 @@ from legraph.compiler import Chunk, compile_chunks
 from legraph.engine import Engine
 from legraph.errors import BundleError, InputError, ModelError
 from legraph.graph import Generate
-from legraph.job import RunResult
+from legraph.result import RunResult
 from legraph.tokens import bytes_tokenizer
 from tests.naive import check_logits, counts, engine, ids_of, oracle, run_and_check, watched
 from tests.random_graphs import content, running, tokenizer

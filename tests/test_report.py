@@ -12,8 +12,8 @@ from rich.console import Console
 from legraph.branch import Output
 from legraph.compiler import Chunk, compile_chunks
 from legraph.errors import BundleError, GraphError, InputError, LegraphError, ModelError, Problem, Source
-from legraph.job import RunResult
 from legraph.report import error_data, outputs_text, result_data, source_data, sources_table
+from legraph.result import RunResult
 from legraph.reuse import ChunkSource
 from legraph.tokens import bytes_tokenizer
 

@@ -20,8 +20,8 @@ from legraph.bundle import Bundle
 from legraph.compiler import Chunk, compile_chunks
 from legraph.engine import Engine
 from legraph.graph import Generate
-from legraph.job import RunResult
 from legraph.kvstore import KVStore
+from legraph.result import RunResult
 from legraph.reuse import ChunkSource, usable
 from legraph.rotary import KeyShift
 from tests.naive import check_logits, counts, engine, ids_of, oracle, run_and_check, watched

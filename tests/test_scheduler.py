@@ -20,8 +20,9 @@ from legraph.engine import Engine, Submission
 from legraph.errors import ModelError
 from legraph.flatcache import FlatCache
 from legraph.graph import Generate
-from legraph.job import Job, RunResult
+from legraph.job import Job
 from legraph.kvstore import KVStore
+from legraph.result import RunResult
 from legraph.slots import Extent
 from tests.naive import counts, engine, ids_of, oracle, watched
 from tests.random_graphs import running, tokenizer
