@@ -212,11 +212,15 @@ def check(
 ) -> None:
     """Check graph files, without a tokenizer: every problem with its place. Exit code 0 or 2."""
     from legraph.parse import parse_file
+    from legraph.rows import read_rows
 
     found: dict[str, tuple[Problem, ...]] = {}
     for graph in graphs:
         try:
-            parse_file(graph)
+            if Path(graph).suffix == JSONL_SUFFIX:
+                read_rows(graph)
+            else:
+                parse_file(graph)
             found[graph] = ()
         except GraphError as error:
             found[graph] = error.problems
@@ -240,7 +244,9 @@ def check(
 def run(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="GRAPH|BUNDLE...", help="Graph files, bundles, .jsonl of graphs; - is stdin."),
+        typer.Argument(
+            metavar="GRAPH|BUNDLE...", help='Graph files, bundles, .jsonl of {"id", "graph"}; - is stdin.'
+        ),
     ],
     model: Annotated[
         str | None,
@@ -267,7 +273,8 @@ def run(
         int, typer.Option("--max-new-tokens", min=1, help="For leaves without 'generate' of their own.")
     ] = 32,
     temperature: Annotated[
-        float | None, typer.Option("--temperature", min=0, help="Sample; without it decoding is greedy.")
+        float | None,
+        typer.Option("--temperature", min=0, help="Sample, where a chunk does not say; else greedy."),
     ] = None,
     top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus sampling, 0 < p <= 1.")] = None,
     top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Among the k likeliest.")] = None,
@@ -289,7 +296,9 @@ def run(
     ] = False,
     save: Annotated[
         str | None,
-        typer.Option("--save", metavar="OUT", help="Write text and generated tokens as a bundle."),
+        typer.Option(
+            "--save", metavar="OUT", help="Write the finished graph, text and generated tokens, as a bundle."
+        ),
     ] = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show text as it is generated.")] = False,
     as_json: JsonOption = False,
@@ -454,6 +463,8 @@ def _graph(path: str) -> Any:
     from legraph.graph import build_graph
     from legraph.parse import parse_file
 
+    if Path(path).suffix == JSONL_SUFFIX:
+        raise InputError(Problem(f"{path}: many graphs in one file are for 'legraph run'", "one graph"))
     return build_graph(parse_file(path))
 
 
@@ -547,13 +558,18 @@ def _check_cache_options(kv: str | None, kv_bytes: str | None, explain_cache: bo
 
 
 def _kv_store(folder: str | None, max_bytes: str | None) -> Any:
+    from legraph.kvdisk import DiskTier
     from legraph.kvshow import parse_size
     from legraph.kvstore import KVStore
 
     if folder is None:
         return None
     # The folder is enough: what one run needs twice stays in its cache.
-    return KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
+    store = KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
+    if max_bytes is not None:
+        # What an earlier run was allowed to keep may be more.
+        DiskTier(folder).prune(parse_size(max_bytes))
+    return store
 
 
 def _saved_path(save: str, sources: list[str]) -> Path:
@@ -659,10 +675,19 @@ class _Report:
                 row = report.result_data(result, self.setup | result.timing, self.explains)
                 print(json.dumps(({"id": name} if self.is_several else {}) | row))
             elif not self.is_shown:
-                print(heading + report.outputs_text(result))
+                print(_for_eyes(heading + report.outputs_text(result)))
             if self.explains and not self.as_json:
                 print(heading, end="", file=sys.stderr)
                 _print_picture(report.sources_table(result.sources), to_stderr=True)
+
+
+def _for_eyes(text: str) -> str:
+    """A model may write any character; on a terminal, none of them gives it orders."""
+    if not sys.stdout.isatty():
+        return text
+    return "".join(
+        char if char.isprintable() or char in "\n\t" else "\N{REPLACEMENT CHARACTER}" for char in text
+    )
 
 
 def _in_turns(has_headings: bool) -> Show:
@@ -674,7 +699,7 @@ def _in_turns(has_headings: bool) -> Show:
         if text and has_headings and name != last:
             print(("" if last is None else "\n") + f"[{name}] ", end="")
             last = name
-        print(text, end="", flush=True)
+        print(_for_eyes(text), end="", flush=True)
 
     return show
 

@@ -35,7 +35,7 @@ class Submission:
         self._scheduler, self.job = scheduler, job
 
     def events(self) -> Iterator[Piece | RunResult]:
-        """Each token's text as it comes, and the result at the end; ends early if the run is cancelled.
+        """Each token's text as it comes, and the result at the end; that of a cancelled run says so.
 
         Raises:
             ModelError: the run failed.
@@ -43,10 +43,14 @@ class Submission:
         while True:
             self._scheduler.wait(self.job)
             if self.job.events:
-                yield self.job.events.popleft()
+                event = self.job.events.popleft()
+                yield event
+                if isinstance(event, RunResult):
+                    return
             elif self.job.error is not None:
                 raise self.job.error
             else:
+                yield self.job.result()
                 return
 
     def result(self) -> RunResult:
@@ -55,10 +59,7 @@ class Submission:
         Raises:
             ModelError: the run failed.
         """
-        for event in self.events():
-            if isinstance(event, RunResult):
-                return event
-        return self.job.result()
+        return next(event for event in self.events() if isinstance(event, RunResult))
 
     def partial(self) -> RunResult:
         """What there is so far, without waiting."""
@@ -124,6 +125,8 @@ class Engine:
         self.end_ids = _end_ids(model, tokenizer)
         self._fingerprint = fingerprint(tokenizer)
         self.kv = KVStore(disk=kv) if isinstance(kv, str | Path) else kv
+        if not isinstance(self.kv, KVStore | None):
+            raise TypeError(f"kv is a {type(kv).__name__}; expected a KVStore or a folder")
         self._forward = Forward(model, attn, prefill_tokens)
         pool = SlotPool()
         reuse = None if self.kv is None else Reuse(self._forward, self.kv, Residents(pool))
@@ -227,6 +230,8 @@ class Engine:
 
     def submit(self, bundle: Bundle, settings: Generate | None = None) -> Submission:
         """Hands a run to the engine and returns at once. Raises what `run` raises before it computes."""
+        if not isinstance(bundle, Bundle):
+            raise TypeError(f"a run takes a Bundle, not {type(bundle).__name__}: compile the graph first")
         settings = settings or Generate()
         _check_settings(settings)
         self.check(bundle)

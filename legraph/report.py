@@ -64,7 +64,7 @@ def sources_table(sources: Sequence[ChunkSource]) -> Table:
 
     table = Table(box=None, pad_edge=False, header_style="bold", show_footer=True, footer_style="bold")
     reused, total = sum(source.reused for source in sources), sum(source.tokens for source in sources)
-    table.add_column("chunk", f"{reused:,} of {total:,} tokens not computed")
+    table.add_column("chunk", f"{reused:,} of {total:,} tokens reused")
     table.add_column("from")
     table.add_column("tokens", f"{total:,}", justify="right")
     table.add_column("reused", f"{reused:,}", justify="right")

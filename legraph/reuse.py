@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -130,6 +131,8 @@ class Reuse:
         cache, config = self.forward.cache, self.forward.model.config
         assert cache is not None
         name = str(getattr(config, "_name_or_path", "") or config.model_type)
+        # Of a folder, what tells it from others.
+        name = Path(name).name if Path(name).is_absolute() else name
         self.store.put(
             (key, ChunkKV(cache.read(extent), start, self.model, name)) for key, start, extent in entries
         )

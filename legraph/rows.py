@@ -101,6 +101,11 @@ def _row_problems(data: Any, place: Source) -> Iterator[Problem]:
         yield Problem("the line is not an object", '{"id": ..., "graph": {...}}', source=place)
         return
     row = cast("dict[str, Any]", data)
+    if "legraph" in row and "graph" not in row:
+        yield Problem(
+            "the row is a graph itself", '{"id": "a name", "graph": {"legraph": 1, ...}}', source=place
+        )
+        return
     for key in row:
         if key not in _KEYS:
             hint = did_you_mean(key, _KEYS)

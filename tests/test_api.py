@@ -206,3 +206,12 @@ def test_a_run_can_be_handed_over_and_waited_for(bundle: legraph.Bundle, byte_to
     assert submission.partial().outputs["Q"].token_ids == ()
     assert len(submission.result().outputs["Q"].token_ids) == 3
     assert submission.is_done
+
+
+def test_what_is_no_bundle_or_store_is_told_at_once() -> None:
+    from tests.naive import engine
+
+    with pytest.raises(TypeError, match="a run takes a Bundle, not str: compile the graph first"):
+        engine().submit("graph.yaml")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="kv is a int; expected a KVStore or a folder"):
+        engine(kv=3)

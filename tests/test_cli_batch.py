@@ -242,3 +242,19 @@ def test_all_problems_of_all_files_are_told_together(
     ):
         assert problem in said
     assert said.count("error: ") == 1
+
+
+def test_check_reads_rows_and_the_others_say_that_they_do_not(tmp_path: Path, call: Call) -> None:
+    rows = tmp_path / "rows.jsonl"
+    graph = {"legraph": 1, "tokenizer": "bytes", "chunks": [{"name": "a", "text": "Hello."}]}
+    rows.write_text(json.dumps({"id": "one", "graph": graph}))
+    assert call("check", rows).code == 0
+    for verb in ("show", "compile"):
+        done = call(verb, rows)
+        assert (done.code, done.out) == (2, "")
+        assert "many graphs in one file are for 'legraph run'" in done.err
+    rows.write_text(json.dumps(graph))
+    done = call("check", rows)
+    assert done.code == 2
+    assert done.err.splitlines()[0] == f"error: {rows}:1: the row is a graph itself"
+    assert len(done.err.splitlines()) == 2

@@ -91,7 +91,7 @@ def test_explained_as_text_the_table_goes_to_stderr_and_only_results_to_stdout(
             ["north", "disk", "7", "6"],
             ["south", "disk", "7", "6"],
         ]
-        assert sums[:3] == ["22 of 24 tokens not computed", "24", "22"]
+        assert sums[:3] == ["22 of 24 tokens reused", "24", "22"]
     assert plain == six(fork, "--kv", store).out
 
 
@@ -283,3 +283,12 @@ def test_two_processes_may_use_a_store_at_once(
     third = call("run", wide, *options, "--json").data()
     assert third["outputs"] == first
     assert third["tokens"]["reused"] == third["tokens"]["prompt"] - 1
+
+
+def test_the_limit_holds_though_nothing_new_is_written(fork: Path, store: Path, six: Call) -> None:
+    expected = six(fork, "--kv", store).out
+    assert len(entries(store)) == 3
+    largest = max(path.stat().st_size for path in entries(store))
+    done = six(fork, "--kv", store, "--kv-bytes", largest)
+    assert (done.code, done.out) == (0, expected)
+    assert sum(path.stat().st_size for path in entries(store)) <= largest

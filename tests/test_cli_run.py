@@ -234,7 +234,7 @@ def test_without_a_compiler_auto_takes_another_way_and_flex_says_so(
 
 def test_help_names_every_option(call: Call) -> None:
     said = call("run", "--help").out
-    assert "GRAPH|BUNDLE..." in said and ".jsonl of graphs" in said
+    assert "GRAPH|BUNDLE..." in said and ".jsonl of" in said
     for option in (
         "--kv DIR",
         "--kv-bytes SIZE",
@@ -474,3 +474,10 @@ def screen(said: str) -> list[str]:
             lines[row] = lines[row][:column].ljust(column) + char + lines[row][column + 1 :]
             column += 1
     return [line.rstrip() for line in lines]
+
+
+def test_a_model_gives_a_terminal_no_orders(monkeypatch: pytest.MonkeyPatch) -> None:
+    said = "red \x1b[31m\x07 and\n\ttwo lines, \u00fcber"
+    assert cli._for_eyes(said) == said
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert cli._for_eyes(said) == "red \ufffd[31m\ufffd and\n\ttwo lines, \u00fcber"

@@ -101,9 +101,9 @@ def test_the_table_has_a_line_for_each_chunk_and_the_sums() -> None:
         ["page", "disk", "50", "49", "512 B", "+70"],
         ["[red]odd", "unused", "7", "7"],
         ["question", "computed", "9", "0"],
-        ["1,290 of 1,300 tokens not computed", "1,300", "1,290", "3.0 MiB"],
+        ["1,290 of 1,300 tokens reused", "1,300", "1,290", "3.0 MiB"],
     ]
 
 
 def test_a_table_of_nothing() -> None:
-    assert lines()[-1] == ["0 of 0 tokens not computed", "0", "0", "0 B"]
+    assert lines()[-1] == ["0 of 0 tokens reused", "0", "0", "0 B"]
