@@ -65,7 +65,7 @@ _MIN_RETRY_TOKENS = 64
 _CPU_SECONDS_PER_PAIR_CHANNEL = 3.2e-11
 _CPU_COMPILE_SECONDS = 20.0
 # On a CPU: what calling attention once more costs, in (query, key) pairs times channels.
-_CALL_PAIR_CHANNELS = 2**22
+_CALL_PAIR_CHANNELS = 2**20
 # Slots that the kernel's blocks divide.
 _SLOT_STEP = 64
 
