@@ -4,10 +4,11 @@
     python benchmarks/engine.py --device cpu --json benchmarks/results/engine-cpu.json
 
 On a GPU: a Llama of the 8B shape with random weights in bfloat16, 64 documents of 256 to 768 tokens and a
-question of 64. On a CPU: `recall`, the model in the box, in float32, 24 documents of 256 tokens. Times are
-medians of `--repeats` runs after a warm-up, on the wall clock, with the device synchronized; building masks,
-planning and drawing tokens are inside the timers, compiling is not (a warm-up run comes first; what the very
-first run takes is a row of its own).
+question of 64. On a CPU: `recall`, the model in the box, in float32, 24 documents of about 256 tokens.
+
+Times are medians of `--repeats` runs after a warm-up, on the wall clock, with the device synchronized. Making
+masks, planning and drawing tokens are inside the timers; compiling is not: a warm-up run comes first, and
+what the very first run takes is a row of its own.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ class Bench:
         return 1000 * statistics.median(times)
 
     def text(self, num_tokens: int, seed: Any) -> str:
-        """A text of exactly so many tokens."""
+        """A text of so many tokens, or, with `recall`, a few more."""
         draw = random.Random(repr(seed))
         if self.on_gpu:
             return "".join(draw.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(num_tokens))

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parent.parent
 
@@ -30,3 +31,25 @@ def test_the_compile_benchmark_measures_every_size_and_command(tmp_path: Path) -
         assert all(value is None or value >= 0 for value in found.values())
     for said in ("3 chunks", "40 chunks", "block mask at 128", "peak memory", "legraph --help", "cores "):
         assert said in done.stdout
+
+
+def run_script(name: str, numbers: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, str(ROOT / "benchmarks" / name), *arguments, "--json", str(numbers)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(numbers.read_text())
+
+
+def test_the_attention_benchmark_compares_what_is_equal(tmp_path: Path) -> None:
+    report = run_script("attention.py", tmp_path / "a.json", "--shapes", "2x5", "3x40", "--repeats", "1")
+    assert [row["tokens"] for row in report["ms"]] == [42, 152]
+    assert all(row[name] > 0 for row in report["ms"] for name in ("ours", "SDPA, plain causal"))
+
+
+def test_the_engine_benchmark_reuses_what_it_says(tmp_path: Path) -> None:
+    options = ("--device", "cpu", "--documents", "2", "--repeats", "1", "--only", "first-token")
+    report = run_script("engine.py", tmp_path / "e.json", *options)
+    # Two documents of about 256 tokens; all but the question is known.
+    assert 2 * 256 + 64 <= report["tokens"] <= 2 * 260 + 64
+    assert report["tokens reused by the last run"] == report["tokens"] - 64
+    assert len(report["question, documents known and on the device, ms: all runs"]) == 1
