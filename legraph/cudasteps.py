@@ -16,7 +16,7 @@ import torch
 
 from legraph.logits import Logits, best_and_highest
 from legraph.mask import Int64Array
-from legraph.passes import Segment, visible_rows
+from legraph.passes import Segment, columns, visible_rows, wanted_tokens
 
 if TYPE_CHECKING:
     from legraph.forward import Forward
@@ -89,13 +89,8 @@ class CudaSteps:
         rows = torch.from_numpy(visible_rows(segments, capacity))
         self._prefill_rows[:num_tokens].copy_(rows)
         self._prefill_rows[num_tokens:size] = False
-        ids, positions, slots = (
-            np.concatenate([getattr(segment, name) for segment in segments])
-            for name in ("ids", "positions", "slots")
-        )
-        logits = self._play(recording, ids, positions, slots)
-        lasts = np.cumsum([len(segment) for segment in segments]) - 1
-        wanted = [int(last) for last, one in zip(lasts, segments, strict=True) if one.wants_logits]
+        logits = self._play(recording, *columns(segments))
+        wanted = wanted_tokens(segments).tolist()
         return Logits(
             logits.rows[wanted], [logits.best[i] for i in wanted], [logits.highest[i] for i in wanted]
         )

@@ -47,7 +47,16 @@ from legraph.model import (
     supported_attention,
     use_attention,
 )
-from legraph.passes import SeenIntervals, Segment, own_mask, seen_intervals, split, visible_rows
+from legraph.passes import (
+    SeenIntervals,
+    Segment,
+    columns,
+    own_mask,
+    seen_intervals,
+    split,
+    visible_rows,
+    wanted_tokens,
+)
 from legraph.slots import Extent
 
 Choice = Literal["auto", "flex", "sdpa", "eager"]
@@ -211,7 +220,9 @@ class Forward:
         return None
 
     def _may_use_flex(self) -> bool:
-        if self.attn == "auto" and not self.uses_flat:
+        has_better = self.model.device.type == "cpu" and not self._has_windows
+        # Without windows, a CPU does as well with a call for each chunk, and compiles nothing.
+        if self.attn == "auto" and (has_better or not self.uses_flat):
             return False
         return self.attn in ("auto", "flex") and "flex" in supported_attention(self.model)
 
@@ -220,9 +231,7 @@ class Forward:
             return True
         if self.model.device.type == "cuda":
             return mask.num_tokens >= _MIN_FLEX_TOKENS
-        # Without windows, a CPU does as well with a call for each chunk, and compiles nothing.
-        is_cpu = self.model.device.type == "cpu"
-        return is_cpu and self._has_windows and flex_pays_on_cpu(mask, self.model.config)
+        return self.model.device.type == "cpu" and flex_pays_on_cpu(mask, self.model.config)
 
     def _intervals_pay(self, seen: SeenIntervals) -> bool:
         """On a GPU the kernel for rows is made for few tokens; elsewhere each chunk is a call of its own."""
@@ -244,9 +253,8 @@ class Forward:
 
     def _set_positions(self, segments: Sequence[Segment]) -> None:
         assert self.cache is not None
-        slots = self._on_device(np.concatenate([segment.slots for segment in segments]))
-        positions = np.concatenate([segment.positions for segment in segments])
-        self.cache.positions[slots] = self._on_device(positions)
+        _, positions, slots = map(self._on_device, columns(segments))
+        self.cache.positions[slots] = positions
 
     def _flex(self, segments: list[Segment], mask: ChunkMask) -> Logits:
         positions = np.concatenate([segment.positions for segment in segments])
@@ -270,14 +278,10 @@ class Forward:
     def _call(
         self, segments: Sequence[Segment], masks: Any, attn: Attention, num_shown: int | None
     ) -> Logits:
-        lasts = np.cumsum([len(segment) for segment in segments]) - 1
-        wanted = lasts[[segment.wants_logits for segment in segments]]
-        ids, positions, slots = (
-            self._on_device(np.concatenate([getattr(segment, name) for segment in segments]))
-            for name in ("ids", "positions", "slots")
-        )
+        wanted = wanted_tokens(segments)
+        ids, positions, slots = map(self._on_device, columns(segments))
         # The vocabulary's projection, the largest product of a pass, for the tokens that need it.
-        keep = self._on_device(wanted if len(wanted) else lasts[-1:])
+        keep = self._on_device(wanted) if len(wanted) else torch.tensor([len(ids) - 1], device=ids.device)
         rows = self.model_call(ids, positions, slots, masks, attn, num_shown, keep)
         return Logits.of(rows) if len(wanted) else Logits(rows, [], [])
 

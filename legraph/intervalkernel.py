@@ -156,7 +156,6 @@ def attend(
     scale: float,
     softcap: float | None = None,
     sinks_H: torch.Tensor | None = None,
-    config: tuple[int, int, int] | None = None,
 ) -> torch.Tensor:
     """Attention of all planned queries.
 
@@ -177,7 +176,7 @@ def attend(
     is_float32 = q_BHTD.dtype == torch.float32
     m = max(16, power_of_two(plan.per_tile * group_size))
     wide = k_channels > 128 or is_float32
-    block, warps, stages = config or (32 if wide else 64, 8 if m >= 128 else 4, 2 if wide else 3)
+    block, warps, stages = 32 if wide else 64, 8 if m >= 128 else 4, 2 if wide else 3
     sinks = sinks_H if sinks_H is not None else log_sums
     intervals[(len(plan.tiles), batch * num_groups)](
         q_BHTD, k_BJSD, v_BJSE, plan.tiles, plan.ranges, out, partial, log_sums, sinks,

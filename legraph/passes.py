@@ -53,6 +53,19 @@ class Segment:
         )
 
 
+def columns(segments: Sequence[Segment]) -> tuple[Int64Array, Int64Array, Int64Array]:
+    """Ids, positions and slots of all tokens of a pass: int64 [T] each."""
+    ids = np.concatenate([segment.ids for segment in segments])
+    positions = np.concatenate([segment.positions for segment in segments])
+    return ids, positions, np.concatenate([segment.slots for segment in segments])
+
+
+def wanted_tokens(segments: Sequence[Segment]) -> Int64Array:
+    """The tokens of a pass whose logits are needed: int64 [W], ascending."""
+    lasts = np.cumsum([len(segment) for segment in segments]) - 1
+    return lasts[[segment.wants_logits for segment in segments]]
+
+
 def split(segments: Sequence[Segment], max_tokens: int) -> Iterator[list[Segment]]:
     """The same tokens in parts of at most `max_tokens`.
 
