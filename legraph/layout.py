@@ -1,19 +1,20 @@
 """Graph + token counts -> `Layout`: where every chunk's tokens lie, and which position ids they have.
 
-Knows nothing of token ids or tokenizers; numpy only. Cost O(tokens + chunks + edges).
+Knows nothing of token ids or tokenizers; numpy only. Cost O(tokens + (chunks + edges) log edges).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Literal, get_args
 
 import numpy as np
 
-from legraph.blocks import active_blocks
 from legraph.graph import Graph, GraphChunk
 from legraph.mask import ChunkMask, Int64Array
+from legraph.order import arranged, cheapest_order
 from legraph.schema import PositionPolicy
 
 TokenOrder = Literal["declared", "locality"]
@@ -46,22 +47,21 @@ def build_layout(
         lengths: int64 [K], number of tokens of each chunk, in declared order.
         text_lengths: the same without completions: `end` fixes where the text ends. No chunk's `end` may be
             smaller (`negative_starts`). Default: `lengths`.
-        order: "declared" is the stable topological order; "locality" puts a chunk next to its parents where
-            that leaves fewer active blocks, and is never worse than "declared" by that count. It moves
-            tokens and nothing else: position ids are those of "declared" under every policy.
+        order: "declared" is the stable topological order; "locality" is the one that attention costs least
+            in, of those that `order` knows, and "declared" if none costs less (`order.estimated_cost`). It
+            moves tokens and nothing else: position ids are those of "declared" under every policy.
     """
     if order not in get_args(TokenOrder):
         raise ValueError(f"order is {order!r}; expected one of {', '.join(get_args(TokenOrder))}")
-    chosen = declared = graph.order()
+    declared = graph.order()
+    chosen = np.array(declared, dtype=np.int64)
     mask = _structure(graph, lengths, chosen)
     if order == "locality":
-        other = _depth_first_order(graph)
-        other_mask = _structure(graph, lengths, other)
-        if len(active_blocks(other_mask)) < len(active_blocks(mask)):
-            chosen, mask = other, other_mask
+        best, mask = cheapest_order(mask)
+        chosen = chosen[best]
     starts = _starts(graph, lengths, lengths if text_lengths is None else text_lengths, declared)[chosen]
     position_ids = np.arange(mask.num_tokens) + np.repeat(starts - mask.span_offsets[:-1], lengths[chosen])
-    return Layout(np.asarray(chosen, dtype=np.int64), mask, position_ids)
+    return Layout(chosen, mask, position_ids)
 
 
 def negative_starts(graph: Graph, text_lengths: Int64Array) -> dict[int, int]:
@@ -82,20 +82,10 @@ def start_after(ends: Sequence[int], policy: PositionPolicy, next_flat: int) -> 
     return next_flat if policy == "flat" else 0
 
 
-def _structure(graph: Graph, lengths: Int64Array, order: list[int]) -> ChunkMask:
-    place = np.empty(len(order), dtype=np.int64)
-    place[order] = np.arange(len(order))
-    parents = [np.sort(place[list(graph.chunks[i].parents)]) for i in order]
-    span_offsets = _offsets(lengths[order])
-    parent_offsets = _offsets(np.array([len(row) for row in parents], dtype=np.int64))
-    indices = np.concatenate(parents) if parents else np.empty(0)
-    return ChunkMask(span_offsets, parent_offsets, indices.astype(np.int64))
-
-
-def _offsets(sizes: Int64Array) -> Int64Array:
-    offsets = np.zeros(len(sizes) + 1, dtype=np.int64)
-    np.cumsum(sizes, out=offsets[1:])
-    return offsets
+def _structure(graph: Graph, lengths: Int64Array, order: Int64Array) -> ChunkMask:
+    rows = [chunk.parents for chunk in graph.chunks]
+    num_parents = np.array([len(row) for row in rows], dtype=np.int64)
+    return arranged(order, lengths, num_parents, np.array(list(chain.from_iterable(rows)), dtype=np.int64))
 
 
 def _starts(graph: Graph, lengths: Int64Array, text_lengths: Int64Array, order: list[int]) -> Int64Array:
@@ -123,21 +113,3 @@ def _explicit_start(chunk: GraphChunk, text_length: int) -> int | None:
         return chunk.start
     assert chunk.end >= text_length
     return chunk.end - text_length
-
-
-def _depth_first_order(graph: Graph) -> list[int]:
-    """Topological order that finishes one chunk's ancestors before it turns to the next leaf."""
-    order, placed = list[int](), [False] * len(graph.chunks)
-    for leaf in graph.leaves():
-        stack = [(leaf, iter(graph.chunks[leaf].parents))]
-        while stack:
-            i, parents = stack[-1]
-            parent = next((parent for parent in parents if not placed[parent]), None)
-            if parent is not None:
-                stack.append((parent, iter(graph.chunks[parent].parents)))
-                continue
-            stack.pop()
-            if not placed[i]:
-                placed[i] = True
-                order.append(i)
-    return order

@@ -33,7 +33,8 @@ FLOORS = {
     "mask": 3,
     "blocks": 5,
     "tokens": 5,
-    "layout": 6,
+    "order": 6,
+    "layout": 7,
     "flexmask": 6,
     "flexattention": 6,
     # Slots, and passes over them: plain numbers.
