@@ -8,7 +8,6 @@ a distance in position ids; layers that are not attention over keys (linear, chu
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from typing import Any, Literal, TypeVar
 
 import torch
@@ -33,17 +32,6 @@ _FOR_ANY_MODEL: tuple[Attention, ...] = ("flex", "sdpa", "eager")
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"
 T = TypeVar("T")
-
-
-def many_flex_versions() -> AbstractContextManager[Any]:
-    """While it is open, torch keeps compiling FlexAttention for new kinds of graphs and models.
-
-    One function is compiled for all of them, and torch by default gives up after 8 versions of a function:
-    from then on it would build the N x N matrix, with nothing but a warning.
-    """
-    import torch._dynamo
-
-    return torch._dynamo.config.patch(recompile_limit=64)
 
 
 def layer_windows(config: Any) -> dict[str, int | None]:

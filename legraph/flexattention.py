@@ -9,6 +9,7 @@ padding, and what the padding itself computes is cut off.
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cache
 from typing import Any
 
@@ -30,7 +31,7 @@ def padded_length(num_tokens: int) -> int:
 
 
 def flex_attention_forward(
-    module: torch.nn.Module,
+    module: torch.nn.Module | None,
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
@@ -99,6 +100,17 @@ def _check_inputs(
             f"the BlockMask is for {length} tokens, and there are {num_queries} queries and {num_keys} keys",
             "give the model as many tokens as the mask is for, and no cache",
         )
+
+
+def many_flex_versions() -> AbstractContextManager[Any]:
+    """While it is open, torch keeps compiling FlexAttention for new kinds of graphs and models.
+
+    One function is compiled for all of them, and torch by default gives up after 8 versions of a function:
+    from then on it would build the N x N matrix, with nothing but a warning.
+    """
+    import torch._dynamo
+
+    return torch._dynamo.config.patch(recompile_limit=256)
 
 
 def is_compile_error(error: BaseException) -> bool:

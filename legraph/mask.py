@@ -6,6 +6,7 @@
 - `visible(q, k)`: single pairs, without a matrix,
 - `intervals()`: for each chunk, the stretches of tokens it sees. Parents that are neighbours in token order
   melt into one stretch, so a question over 500 documents is one interval, not 500 edges,
+- `seen_by()`: the same the other way round, for each chunk the stretches of tokens that see it,
 - `num_visible_pairs()`.
 
     chunks: a | b (sees a) | c (sees a, b)        a b c <- keys
@@ -42,6 +43,30 @@ class Intervals:
     """
 
     first: Int64Array
+    offsets: Int64Array
+    starts: Int64Array
+    ends: Int64Array
+
+    def max_per_chunk(self) -> int:
+        return int(np.diff(self.offsets).max())
+
+
+@dataclass(frozen=True, slots=True)
+class SeenBy:
+    """Who sees each chunk, as stretches of tokens: the mask by its columns, as `Intervals` is by its rows.
+
+    A token k of chunk p is seen by query q iff `k <= q < until[p]`, or q lies in one of the stretches
+    `starts[i] <= q < ends[i]` for i in `offsets[p]:offsets[p + 1]`. Of a tree in depth-first order, in which
+    chunks see all their ancestors, `until` tells everything: it is the end of the chunk's subtree.
+
+    Attributes:
+        until: int64 [K], end of the stretch that begins at the key itself; it reaches on over children that
+            stand directly behind the chunk.
+        offsets: int64 [K + 1]
+        starts, ends: int64 [C], ascending and disjoint within a chunk, never touching each other or `until`.
+    """
+
+    until: Int64Array
     offsets: Int64Array
     starts: Int64Array
     ends: Int64Array
@@ -126,18 +151,12 @@ class ChunkMask:
     @cached_property
     def _edge_keys(self) -> Int64Array:
         """Every edge as one ascending number: child * K + parent."""
-        children = np.repeat(np.arange(self.num_chunks), np.diff(self.parent_offsets))
-        return children * self.num_chunks + self.parent_indices
+        return self.children_of_edges() * self.num_chunks + self.parent_indices
 
     def intervals(self) -> Intervals:
         """The stretches of tokens that each chunk sees. O(chunks + edges)."""
-        num_chunks = self.num_chunks
-        children = np.repeat(np.arange(num_chunks), np.diff(self.parent_offsets))
-        parents = self.parent_indices
-        opens = np.ones(len(parents), dtype=np.bool_)
-        opens[1:] = (parents[1:] != parents[:-1] + 1) | (children[1:] != children[:-1])
-        closes = np.ones(len(parents), dtype=np.bool_)
-        closes[:-1] = opens[1:]
+        children, parents = self.children_of_edges(), self.parent_indices
+        opens, closes = _runs(children, parents)
         owner = children[opens]
         starts = self.span_offsets[parents[opens]]
         ends = self.span_offsets[parents[closes] + 1]
@@ -146,13 +165,50 @@ class ChunkMask:
         first = self.span_offsets[:-1].copy()
         first[owner[touches]] = starts[touches]
         rest = ~touches
-        offsets = np.zeros(num_chunks + 1, dtype=np.int64)
-        np.cumsum(np.bincount(owner[rest], minlength=num_chunks), out=offsets[1:])
-        return Intervals(first, offsets, starts[rest], ends[rest])
+        return Intervals(first, _row_offsets(owner[rest], self.num_chunks), starts[rest], ends[rest])
+
+    def seen_by(self) -> SeenBy:
+        """The stretches of tokens that see each chunk. O(chunks + edges log edges)."""
+        # Edges are sorted by child, and a stable sort by parent keeps the children of a parent ascending.
+        order = np.argsort(self.parent_indices, kind="stable")
+        children, parents = self.children_of_edges()[order], self.parent_indices[order]
+        opens, closes = _runs(parents, children)
+        owner = parents[opens]
+        starts = self.span_offsets[children[opens]]
+        ends = self.span_offsets[children[closes] + 1]
+        # A stretch that starts where its chunk ends is one with the chunk's own causal stretch.
+        touches = starts == self.span_offsets[owner + 1]
+        until = self.span_offsets[1:].copy()
+        until[owner[touches]] = ends[touches]
+        rest = ~touches
+        return SeenBy(until, _row_offsets(owner[rest], self.num_chunks), starts[rest], ends[rest])
+
+    def children_of_edges(self) -> Int64Array:
+        """int64 [E], the child of each edge, as `parent_indices` has the parents."""
+        return np.repeat(np.arange(self.num_chunks), np.diff(self.parent_offsets))
 
     def num_visible_pairs(self) -> int:
         """Number of (query, key) pairs that may attend: the arithmetic attention cannot avoid."""
         lengths = np.diff(self.span_offsets)
-        children = np.repeat(np.arange(self.num_chunks), np.diff(self.parent_offsets))
         triangles = int((lengths * (lengths + 1) // 2).sum())
-        return triangles + int((lengths[children] * lengths[self.parent_indices]).sum())
+        return triangles + int((lengths[self.children_of_edges()] * lengths[self.parent_indices]).sum())
+
+
+def _runs(owner: Int64Array, other: Int64Array) -> tuple[BoolArray, BoolArray]:
+    """Runs of neighbours among the other ends of edges, which are sorted by owner, then by the other end.
+
+    Returns:
+        bool [E], bool [E]: whether an edge is the first of its run, and whether it is the last.
+    """
+    opens = np.ones(len(other), dtype=np.bool_)
+    opens[1:] = (other[1:] != other[:-1] + 1) | (owner[1:] != owner[:-1])
+    closes = np.ones(len(other), dtype=np.bool_)
+    closes[:-1] = opens[1:]
+    return opens, closes
+
+
+def _row_offsets(owner: Int64Array, num_rows: int) -> Int64Array:
+    """CSR offsets int64 [num_rows + 1] of entries that are sorted by their row."""
+    offsets = np.zeros(num_rows + 1, dtype=np.int64)
+    np.cumsum(np.bincount(owner, minlength=num_rows), out=offsets[1:])
+    return offsets

@@ -12,11 +12,11 @@ import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legraph.attention import attention_mask, layer_windows, many_flex_versions
+from legraph.attention import attention_mask, layer_windows
 from legraph.bundle import Bundle
 from legraph.compiler import Chunk, compile_chunks
 from legraph.errors import ModelError
-from legraph.flexattention import padded_length
+from legraph.flexattention import many_flex_versions, padded_length
 from legraph.model import supported_attention, use_attention
 from tests.random_graphs import bundles, tokenizer
 from tests.tiny_models import tiny_model

@@ -7,35 +7,37 @@ One compilation takes seconds, so nearly everything here has one shape: 256 toke
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch._dynamo
 from hypothesis import given
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch.nn.attention.flex_attention import flex_attention
 
-from legraph.attention import attention_mask, many_flex_versions
+from legraph.attention import attention_mask
 from legraph.bundle import Bundle
 from legraph.compiler import Chunk, compile_chunks
 from legraph.errors import ModelError
-from legraph.flexattention import flex_attention_forward, padded_length
+from legraph.flexattention import flex_attention_forward, many_flex_versions, padded_length
 from legraph.flexmask import block_mask
+from legraph.maskform import BITS, MaskForm, cheapest_form
 from legraph.model import use_attention
+from tests.mask_forms import ALL_FORMS, form_id, graph_of, structure_of
 from tests.random_graphs import Dag, brute_force_mask, tokenizer
 from tests.tiny_models import tiny_model
 
 LENGTH, HEADS, CHANNELS = 256, 4, 16
 MODULE = torch.nn.Module()  # transformers hands over the layer; nothing of it is used
-# Numbers of stretches that share their code: 0, 1, 2 or 4 of them are compared one by one, more are looked up
-# in the bits of edges. So there are five kernels for one shape, however many graphs there are.
-FORMS = ((0,), (1,), (2,), (3, 4), (5, 6, 7, 8, 9, 10))
-THREE_FORMS = (FORMS[1], *FORMS[3:])
+# One of each kind: stretches by query, by key, by either, and bits.
+FORMS = (MaskForm("query", 1, 0), MaskForm("key", 0, 1), MaskForm("mixed", 1, 1), BITS)
+each_form = pytest.mark.parametrize("form", FORMS, ids=form_id)
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -73,13 +75,6 @@ def test_a_padded_length_is_whole_blocks_and_stays_as_it_is(num_tokens: int):
 
 
 # What the kernel computes
-
-
-def graph_of_stretches(num_stretches: int) -> Dag:
-    """Chunks of 1 to 9 tokens; the last one sees every second chunk before it, none of them next to it."""
-    num_before = 2 * num_stretches + 1
-    lengths = tuple(5 * i % 9 + 1 for i in range(num_before + 1))
-    return Dag(lengths, ((),) * num_before + (tuple(range(0, num_before - 1, 2)),))
 
 
 def heads(num_tokens: int, num_kv_heads: int = HEADS, **how: Any) -> Heads:
@@ -120,12 +115,11 @@ def flex(parts: Heads, dag: Dag, window: int | None = None, **options: Any) -> t
     return out
 
 
-@pytest.mark.parametrize("num_stretches", [1, 3, 4, 5, 12])
+@each_form
+@pytest.mark.parametrize("num_tokens", [None, 200])
 @torch.inference_mode()
-def test_the_kernel_is_softmax_over_what_is_seen(num_stretches: int):
-    """Few stretches are compared one by one; more than four are looked up in the bits of edges."""
-    dag = graph_of_stretches(num_stretches)
-    assert dag.mask().intervals().max_per_chunk() == num_stretches
+def test_the_kernel_is_softmax_over_what_is_seen(num_tokens: int | None, form: MaskForm):
+    dag = graph_of(form, num_tokens)
     parts = heads(dag.num_tokens)
     out = flex(parts, dag)
     assert out.shape == (1, dag.num_tokens, HEADS, CHANNELS) and out.is_contiguous()
@@ -143,7 +137,7 @@ def within_window(dag: Dag) -> np.ndarray:
 @torch.inference_mode()
 def test_softcap_shared_keys_and_window_hold_together():
     """As in Gemma 2: two heads share a key and a value, scores are capped, and far keys are hidden."""
-    dag = graph_of_stretches(1)
+    dag = graph_of(FORMS[0])
     parts = heads(dag.num_tokens, num_kv_heads=2)
     out = flex(parts, dag, WINDOW, softcap=SOFTCAP).double()
     torch.testing.assert_close(
@@ -154,7 +148,7 @@ def test_softcap_shared_keys_and_window_hold_together():
 @pytest.mark.parametrize("without", ["softcap", "window", "sharing"])
 def test_each_of_them_matters_there(without: str):
     """So the test above can fail: without one of them the attention written out is another."""
-    dag = graph_of_stretches(1)
+    dag = graph_of(FORMS[0])
     q, k, v = heads(dag.num_tokens, num_kv_heads=2)
     expected = written_out((q, k, v), within_window(dag), softcap=SOFTCAP)
     if without == "sharing":
@@ -168,11 +162,11 @@ def test_each_of_them_matters_there(without: str):
     assert (other - expected).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("num_stretches", [1, 6])
+@each_form
 @torch.inference_mode()
-def test_what_is_hidden_does_not_count(num_stretches: int):
+def test_what_is_hidden_does_not_count(form: MaskForm):
     """Huge keys and values where nobody looks change no bit."""
-    dag = graph_of_stretches(num_stretches)
+    dag = graph_of(form)
     parts = heads(dag.num_tokens)
     last = slice(sum(dag.lengths[:-1]), dag.num_tokens)
     hidden = ~brute_force_mask(dag)[last].any(0)
@@ -186,11 +180,12 @@ def test_what_is_hidden_does_not_count(num_stretches: int):
 # Whole models
 
 
-def bundle_of_stretches(num_stretches: int) -> Bundle:
-    """A question about every second document: documents beside it are seen by nobody."""
-    docs = [Chunk(f"document {i}. ", name=f"d{i}") for i in range(2 * num_stretches)]
-    question = Chunk("which?", name="q", parents=docs[::2])
-    return compile_chunks([*docs, question], tokenizer())
+def bundle_of(form: MaskForm) -> Bundle:
+    """The graph for a form, in texts; its chunks are declared in token order, and stay in it."""
+    chunks: list[Chunk] = []
+    for i, parents in enumerate(structure_of(form)):
+        chunks.append(Chunk(f"{i}. " * (1 + i % 2), name=f"c{i}", parents=[chunks[at] for at in parents]))
+    return compile_chunks(chunks, tokenizer())
 
 
 def logits(name: str, bundle: Bundle, attn: Any) -> torch.Tensor:
@@ -205,11 +200,10 @@ def logits(name: str, bundle: Bundle, attn: Any) -> torch.Tensor:
         return model(**inputs, use_cache=False).logits[0]
 
 
-@pytest.mark.parametrize("num_stretches", [4, 7])
-def test_a_model_says_the_same_with_flex_and_with_sdpa(num_stretches: int):
-    """Up to four stretches are compared one by one; with more the edges are bits."""
-    bundle = bundle_of_stretches(num_stretches)
-    assert bundle.mask.intervals().max_per_chunk() == num_stretches
+@each_form
+def test_a_model_says_the_same_with_flex_and_with_sdpa(form: MaskForm):
+    bundle = bundle_of(form)
+    assert cheapest_form(bundle.mask) == form
     sdpa = logits("llama", bundle, "sdpa")
     torch.testing.assert_close(logits("llama", bundle, "flex"), sdpa, atol=1e-5, rtol=1e-5)
     assert not torch.allclose(sdpa[-1], sdpa[-2], atol=0.1), "the model tells inputs apart"
@@ -262,15 +256,14 @@ def test_attention_sinks_are_refused_on_a_cpu():
 # How often it compiles
 
 
-def random_dags(seed: int, forms: tuple[tuple[int, ...], ...]) -> Iterator[tuple[int, Dag]]:
-    """60 graphs of up to 256 tokens, in turns of each form, with a number of stretches that it is for."""
+def random_dags(seed: int, forms: Sequence[MaskForm], number: int = 60) -> Iterator[Dag]:
+    """Graphs of up to 256 tokens, with chunks of random lengths, in turns of each form."""
     chance = random.Random(seed)
-    for i in range(60):
-        num_stretches = chance.choice(forms[i % len(forms)])
-        num_before = 2 * num_stretches + chance.randint(1, 6)
-        lengths = tuple(chance.randint(1, 9) for _ in range(num_before + 1))
-        parents = tuple(range(0, 2 * num_stretches, 2))
-        yield num_stretches, Dag(lengths, ((),) * num_before + (parents,))
+    for i in range(number):
+        parents = structure_of(forms[i % len(forms)])
+        dag = Dag(tuple(chance.randint(1, 256 // len(parents)) for _ in parents), tuple(parents))
+        assert cheapest_form(dag.mask()) == forms[i % len(forms)]
+        yield dag
 
 
 def num_compiled() -> int:
@@ -279,51 +272,54 @@ def num_compiled() -> int:
 
 @torch.inference_mode()
 def test_many_graphs_of_one_padded_length_share_one_kernel_for_each_form():
-    """Other graphs are other tensors in the same code. These have three forms, as in the tests above; where
+    """Other graphs are other tensors in the same code. These have four forms, as in the tests above; where
     such tests have run before, their kernels are used again."""
     before = num_compiled()
-    graphs = list(random_dags(1, THREE_FORMS))
-    assert len({dag for _, dag in graphs}) == 60
-    for num_stretches, dag in graphs:
-        assert dag.mask().intervals().max_per_chunk() == num_stretches
+    graphs = list(random_dags(1, FORMS))
+    assert len(set(graphs)) == 60
+    for dag in graphs:
         flex(heads(dag.num_tokens), dag)
-    assert num_compiled() - before <= 3
+    assert num_compiled() - before <= len(FORMS)
     after_first = num_compiled()
-    for _, dag in random_dags(2, THREE_FORMS):
+    for dag in random_dags(2, FORMS):
         flex(heads(dag.num_tokens), dag)
     assert num_compiled() == after_first, "another 60 graphs need no other code"
 
 
-def test_torch_sees_one_program_for_each_of_the_five_forms():
+def test_torch_sees_one_program_for_each_form():
     """torch's front end alone, which decides what is compiled anew, from an empty start."""
     counter = CompileCounterWithBackend("eager")
     # A head more than elsewhere, so that no other test has prepared this shape.
     q, k, v = torch.randn(3, 1, HEADS + 1, LENGTH, CHANNELS)
     kernel: Any = torch.compile(flex_attention, dynamic=False, backend=counter)
-    with many_flex_versions(), torch.inference_mode():
-        for _, dag in random_dags(3, FORMS):
+    # What the tests before have compiled counts, too, towards the limit of `many_flex_versions`.
+    with torch._dynamo.config.patch(recompile_limit=256), torch.inference_mode():
+        for dag in random_dags(3, ALL_FORMS):
             kernel(q, k, v, block_mask=block_mask(dag.mask(), "cpu", padded_length=LENGTH))
-    assert counter.frame_count == len(FORMS)
+    assert counter.frame_count == len(ALL_FORMS)
 
 
 # On a GPU
 
 
-def gpu_bundle(num_stretches: int) -> Bundle:
-    """Some hundred tokens in several blocks, as `bundle_of_stretches`, with an answer to learn."""
-    docs = [Chunk(f"document {i}. " * (2 + i % 5), name=f"d{i}") for i in range(2 * num_stretches)]
-    question = Chunk("which?", name="q", parents=docs[::2], completion=" the second one", loss=True)
-    return compile_chunks([*docs, question], tokenizer())
+def gpu_bundle(form: MaskForm) -> Bundle:
+    """As `bundle_of`, in several blocks, and every chunk that sees others has an answer to learn."""
+    chunks: list[Chunk] = []
+    for i, parents in enumerate(structure_of(form)):
+        seen = [chunks[at] for at in parents]
+        how: dict[str, Any] = {"completion": f" the {i}th one", "loss": True} if seen else {}
+        chunks.append(Chunk(f"document {i}. " * (1 + i % 3), name=f"c{i}", parents=seen, **how))
+    return compile_chunks(chunks, tokenizer())
 
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("num_stretches", [1, 4, 7])
+@each_form
 @pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-2), (torch.bfloat16, 4e-2)])
 @torch.inference_mode()
-def test_on_a_gpu_the_kernel_is_softmax_too(dtype: torch.dtype, tolerance: float, num_stretches: int):
+def test_on_a_gpu_the_kernel_is_softmax_too(dtype: torch.dtype, tolerance: float, form: MaskForm):
     """float32 products may be rounded to TF32 there, hence the tolerance."""
-    small = graph_of_stretches(num_stretches)
+    small = graph_of(form)
     dag = Dag(tuple(7 * length for length in small.lengths), small.parents)
     parts = heads(dag.num_tokens, device="cuda", dtype=dtype)
     q, k, v = (part.cpu() for part in parts)
@@ -333,10 +329,11 @@ def test_on_a_gpu_the_kernel_is_softmax_too(dtype: torch.dtype, tolerance: float
 
 @pytest.mark.gpu
 @needs_cuda
-@pytest.mark.parametrize("num_stretches", [1, 7])
+@each_form
 @pytest.mark.parametrize("name", ["llama", "llama-gqa"])
-def test_on_a_gpu_gradients_through_flex_are_those_through_sdpa(name: str, num_stretches: int):
-    bundle = gpu_bundle(num_stretches)
+def test_on_a_gpu_gradients_through_flex_are_those_through_sdpa(name: str, form: MaskForm):
+    bundle = gpu_bundle(form)
+    assert cheapest_form(bundle.mask) == form
     flex_loss, flex_gradients = loss_and_gradients(name, bundle, "flex")
     sdpa_loss, sdpa_gradients = loss_and_gradients(name, bundle, "sdpa")
     assert flex_loss == pytest.approx(sdpa_loss, abs=1e-2)

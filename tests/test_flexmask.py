@@ -1,8 +1,6 @@
-"""What FlexAttention is given is the mask: `mask_mod` pair by pair, `BlockMask` block by block."""
+"""The `BlockMask` that FlexAttention is given is the mask, block by block."""
 
 from __future__ import annotations
-
-import random
 
 import numpy as np
 import pytest
@@ -12,23 +10,9 @@ from hypothesis import strategies as st
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, create_mask, flex_attention
 
 from legraph.bundle import Bundle
-from legraph.flexmask import MaskMod, block_mask, mask_mod
+from legraph.flexmask import block_mask
+from tests.mask_forms import over_all_pairs
 from tests.random_graphs import Dag, brute_force_mask, bundles, dags
-
-# Few stretches are compared one after the other, many are looked up in words of 32 bits, block by block.
-NUM_STRETCHES = [0, 1, 2, 3, 4, 5, 15, 16, 17, 255, 256, 400]
-
-
-def every_second_parent(num_stretches: int) -> Dag:
-    """Chunks of one token: the last one sees every second one before it, not the one directly before it."""
-    num_before = 2 * num_stretches + 1
-    parents = tuple(range(0, num_before - 1, 2))
-    return Dag((1,) * (num_before + 1), ((),) * num_before + (parents,))
-
-
-def over_all_pairs(mod: MaskMod, num_tokens: int) -> np.ndarray:
-    tokens = torch.arange(num_tokens)
-    return mod(torch.tensor(0), torch.tensor(0), tokens[:, None], tokens[None, :]).numpy()
 
 
 def rows_of(counts: torch.Tensor | None, indices: torch.Tensor | None) -> list[set[int]]:
@@ -69,55 +53,11 @@ def kernel_view(mask: BlockMask) -> np.ndarray:
     return seen
 
 
-# Short chunks, here and below: a mask_mod outside a kernel is slow.
-@settings(max_examples=200)
-@given(dag=dags(max_length=4))
-def test_the_mask_mod_over_all_pairs_is_the_mask(dag: Dag):
-    mod = mask_mod(dag.mask(), "cpu")
-    assert np.array_equal(over_all_pairs(mod, dag.num_tokens), brute_force_mask(dag))
-
-
-@settings(max_examples=40)
-@given(dag=dags(max_length=40))
-def test_so_it_is_where_chunks_lie_across_blocks(dag: Dag):
-    mod = mask_mod(dag.mask(), "cpu")
-    assert np.array_equal(over_all_pairs(mod, dag.num_tokens), dag.mask().dense())
-
-
-@pytest.mark.parametrize("share", [0.01, 0.1, 0.5, 0.99])
-@pytest.mark.parametrize("max_length", [1, 3])
-def test_so_it_is_where_many_chunks_lie_in_one_block(share: float, max_length: int):
-    """400 chunks, each of which sees a share of those before it."""
-    chance = random.Random(f"{share} {max_length}")
-    parents = tuple(tuple(k for k in range(i) if chance.random() < share) for i in range(400))
-    dag = Dag(tuple(chance.randint(1, max_length) for _ in range(400)), parents)
-    mod = mask_mod(dag.mask(), "cpu")
-    assert np.array_equal(over_all_pairs(mod, dag.num_tokens), dag.mask().dense())
-
-
-@pytest.mark.parametrize("num_stretches", NUM_STRETCHES)
-def test_every_stretch_is_seen_however_many_there_are(num_stretches: int):
-    dag = every_second_parent(num_stretches)
-    assert dag.mask().intervals().max_per_chunk() == num_stretches
-    mod, keys = mask_mod(dag.mask(), "cpu"), torch.arange(dag.num_tokens)
-    for q in (dag.num_tokens - 1, dag.num_tokens - 2, 0):
-        row = mod(torch.tensor(0), torch.tensor(0), torch.tensor(q), keys)
-        parents = dag.parents[-1] if q == dag.num_tokens - 1 else ()
-        assert np.flatnonzero(row).tolist() == sorted({*parents, q})
-
-
 def within(bundle: Bundle, window: int) -> np.ndarray:
     """The dense mask without the pairs that are `window` positions or more apart."""
     at = bundle.position_ids.tolist()
     near = [[abs(q - k) < window for k in at] for q in at]
     return bundle.dense_mask() & np.array(near)
-
-
-@settings(max_examples=100)
-@given(bundle=bundles(max_length=4, plain=False), window=st.integers(1, 120))
-def test_a_window_is_a_distance_in_positions(bundle: Bundle, window: int):
-    mod = mask_mod(bundle.mask, "cpu", bundle.position_ids, window)
-    assert np.array_equal(over_all_pairs(mod, len(bundle)), within(bundle, window))
 
 
 @settings(max_examples=70)

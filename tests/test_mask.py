@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from legraph.compiler import Chunk, compile_chunks, compile_graph
 from legraph.graph import Graph
-from legraph.mask import Intervals
+from legraph.mask import Intervals, SeenBy
 from tests.random_graphs import Dag, brute_force_mask, dag_in_order, dags, drawn, graphs, tokenizer
 
 DIAMOND = Dag((1, 2, 1, 2), ((), (0,), (0,), (1, 2)))
@@ -124,6 +124,56 @@ def test_the_most_stretches_of_a_chunk_are_counted():
     # The last chunk sees 0, 2 and 4; with 4 directly before it, two stretches are left besides its own.
     dag = Dag((2,) * 6, ((),) * 5 + ((0, 2, 4),))
     assert dag.mask().intervals().max_per_chunk() == 2
+
+
+def seen_through_columns(seen_by: SeenBy, dag: Dag) -> np.ndarray:
+    """bool [N, N] from the definition of `SeenBy`, one stretch after the other."""
+    mask = np.zeros((dag.num_tokens, dag.num_tokens), dtype=np.bool_)
+    chunk_of = [chunk for chunk, length in enumerate(dag.lengths) for _ in range(length)]
+    for k, chunk in enumerate(chunk_of):
+        mask[k : seen_by.until[chunk], k] = True
+        for i in range(seen_by.offsets[chunk], seen_by.offsets[chunk + 1]):
+            mask[seen_by.starts[i] : seen_by.ends[i], k] = True
+    return mask
+
+
+@settings(max_examples=200)
+@given(dag=dags())
+def test_the_stretches_that_see_a_chunk_say_what_the_dense_mask_says(dag: Dag):
+    assert np.array_equal(seen_through_columns(dag.mask().seen_by(), dag), brute_force_mask(dag))
+
+
+@settings(max_examples=200)
+@given(dag=dags())
+def test_the_stretches_that_see_a_chunk_are_as_few_as_can_be(dag: Dag):
+    """As many as the column of the chunk's last token has runs of True; one begins at the token itself."""
+    seen_by, dense = dag.mask().seen_by(), brute_force_mask(dag)
+    for chunk in range(len(dag.lengths)):
+        column = dense[:, sum(dag.lengths[: chunk + 1]) - 1].astype(int)
+        num_runs = int((np.diff(column, prepend=0) == 1).sum())
+        assert seen_by.offsets[chunk + 1] - seen_by.offsets[chunk] == num_runs - 1
+
+
+@given(dag=dags())
+def test_the_stretches_that_see_a_chunk_stand_in_order_and_never_touch(dag: Dag):
+    seen_by = dag.mask().seen_by()
+    for chunk in range(len(dag.lengths)):
+        at = slice(seen_by.offsets[chunk], seen_by.offsets[chunk + 1])
+        borders = [
+            seen_by.until[chunk],
+            *np.stack([seen_by.starts[at], seen_by.ends[at]], axis=1).ravel(),
+        ]
+        assert all(low < high for low, high in pairwise(borders))
+
+
+def test_in_a_tree_a_chunk_is_seen_up_to_the_end_of_its_subtree():
+    """Chunks see all their ancestors. In depth-first order: 0 (1 (2, 3), 4 (5))."""
+    dag = Dag((1, 2, 3, 4, 5, 6), ((), (0,), (0, 1), (0, 1), (0,), (0, 4)))
+    seen_by = dag.mask().seen_by()
+    assert seen_by.until.tolist() == [21, 10, 6, 10, 21, 21]
+    assert len(seen_by.starts) == 0
+    # By rows it is scattered: chunk 5 sees 0 and, directly before it, 4.
+    assert dag.mask().intervals().max_per_chunk() == 1
 
 
 @settings(max_examples=200)

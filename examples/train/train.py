@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import Progress, TaskID
 from torch.utils.data import DataLoader
 
-from legraph.attention import many_flex_versions
+from legraph.flexattention import many_flex_versions
 
 from .heldout import evaluate
 from .model import batch_loss, new_model, publish
