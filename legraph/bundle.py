@@ -23,8 +23,9 @@ from legraph.schema import PositionPolicy
 
 if TYPE_CHECKING:
     import torch
+    from torch.nn.attention.flex_attention import BlockMask
 
-    from legraph.flexmask import BlockMask, MaskMod
+    from legraph.maskmod import MaskMod
 
 MaskMode = Literal["auto", "dense", "compact"]
 # The label of a token that does not count, as torch's cross_entropy and transformers have it.
@@ -140,7 +141,7 @@ class Bundle:
 
     def mask_mod(self, device: torch.device | str = "cpu") -> MaskMod:
         """`mask_mod(b, h, q, k)` for torch's `flex_attention`, with its tensors on `device`."""
-        from legraph.flexmask import mask_mod
+        from legraph.maskmod import mask_mod
 
         return mask_mod(self.mask, device)
 
@@ -183,6 +184,46 @@ class Bundle:
 
         arrays = self.input_ids, self.position_ids, self.labels
         return model_inputs(*arrays, self.mask, device, attn, config, dtype)
+
+    def attention(
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        scale: float | None = None,
+        kernel: str = "auto",
+    ) -> torch.Tensor:
+        """Scaled dot-product attention over the graph, for model code of your own.
+
+        The time follows the visible pairs, not N x N. What a kernel needs to know of the mask is made in the
+        first call for a kind of tensors, and kept.
+
+        Args:
+            query: [B, H, N, D], one row for each token of the bundle.
+            key, value: [B, J, N, D] and [B, J, N, E]; H is a multiple of J (grouped-query attention).
+            scale: default 1 / sqrt(D).
+            kernel: "intervals" (Triton; CUDA, no gradients), "causal", "chunks", "dense" (torch's SDPA),
+                "flex" (torch's FlexAttention; no gradients on a CPU), all exact. "auto" takes the one that is
+                expected to be fastest and has the gradients that are wanted.
+
+        Returns:
+            [B, H, N, E].
+
+        Raises:
+            ValueError: the shapes do not belong together, or no kernel has this name.
+            ModelError: the kernel cannot do it here.
+        """
+        from legraph.graphattention import plan_attention, plan_key
+
+        wanted = plan_key(query, key, value, kernel)
+        if wanted not in self._plans:
+            self._plans[wanted] = plan_attention(self.mask, query, key, value, kernel)
+        return self._plans[wanted](query, key, value, scale)
+
+    @cached_property
+    def _plans(self) -> dict[Any, Any]:
+        return {}
 
     def with_parents(self, chunk: int | str) -> Bundle:
         """The part of the bundle that one chunk sees: the chunk and its direct parents, nothing else.

@@ -191,6 +191,10 @@ def show(
     source: InputArgument,
     tokenizer: TokenizerOption = None,
     order: OrderOption = "declared",
+    cost: Annotated[
+        bool,
+        typer.Option("--cost", help="What attention costs instead: pairs, blocks, kernels, predicted times."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a graph as a tree, from the leaves up, with token counts, positions and totals."""
@@ -199,7 +203,12 @@ def show(
     # For a bundle it only turns ids back into text; a graph is compiled with it.
     loaded = _tokenizer(tokenizer)
     bundle = _bundle(source, loaded, order)
-    if as_json:
+    if cost:
+        from legraph.costshow import CostPicture, cost_data
+
+        data = cost_data(bundle)
+        print(json.dumps(data)) if as_json else _print_picture(CostPicture(data))
+    elif as_json:
         print(json.dumps(summary(bundle, loaded)))
     else:
         _print_picture(tree(bundle, loaded))

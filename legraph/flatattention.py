@@ -4,7 +4,7 @@ Run side: imports torch and transformers. What the tokens of a pass see comes in
 
 - rows of bools over the slots: for few tokens, for windows, and for decoding. On a GPU `flatkernel` works on
   them, elsewhere torch's SDPA, over the slots that are seen at all;
-- intervals of slots (`passes.SeenIntervals`): for text. On a GPU `intervalkernel` works on them, elsewhere
+- intervals of slots (`seen.SeenIntervals`): for text. On a GPU `intervalkernel` works on them, elsewhere
   SDPA, once for each chunk, over what the chunk sees.
 
 Where SDPA lacks something that a model needs (soft caps, attention sinks), the plain formula takes its place
@@ -24,7 +24,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from legraph import flatkernel, intervalkernel
 from legraph.errors import ModelError
-from legraph.passes import SeenIntervals
+from legraph.seen import SeenIntervals
 
 NAME = "legraph_flat_attention"
 # Where less than this share of the slots between the first and the last seen one is seen, the seen ones are
@@ -116,19 +116,28 @@ class RowMask(torch.Tensor):
 
     @staticmethod
     def of_intervals(
-        seen: SeenIntervals, group_size: int, num_groups: int, device: torch.device | str
+        seen: SeenIntervals,
+        group_size: int,
+        num_groups: int,
+        device: torch.device | str,
+        dtype: torch.dtype = torch.float32,
+        channels: int = 128,
     ) -> RowMask:
         """
         Args:
             group_size, num_groups: query heads per key head, and key heads.
+            dtype, channels: of keys and values; the larger number if they differ.
         """
+        seen = seen.melted()
         num_queries = int(seen.counts.sum())
         mask = RowMask._of(torch.empty((1, 1, num_queries, 0), dtype=torch.bool, device=device))
         has_kernel = torch.device(device).type == "cuda" and flatkernel.is_available()
         if has_kernel:
-            mask.plan = intervalkernel.plan(seen, group_size, num_groups, device)
-        # One chunk that sees nothing else is what FlashAttention is made for.
-        if not has_kernel or (len(seen.counts) == 1 and seen.num_keys()[0] == seen.counts[0]):
+            mask.plan = intervalkernel.plan(
+                seen, group_size, num_groups, device, dtype=dtype, channels=channels
+            )
+        # Plain causal attention is what FlashAttention is made for.
+        if not has_kernel or seen.is_causal():
             mask.parts = parts(seen, device)
         return mask
 
@@ -181,39 +190,57 @@ def flat_attention_forward(
     if attention_mask.plan is not None and not (attention_mask.parts and is_plain):
         return intervalkernel.attend(query, key, value, attention_mask.plan, scale, softcap, s_aux), None
     if attention_mask.parts is not None:
-        out = query.new_empty((1, query.shape[2], query.shape[1], value.shape[3]))
-        for part in attention_mask.parts:
-            k, v = part.gathered(key), part.gathered(value)
-            some = _torch_attention(query[:, :, part.queries], k, v, part.visible, scale, softcap, s_aux)
-            out[:, part.queries] = some.transpose(1, 2)
-        return out, None
+        return by_parts(query, key, value, attention_mask.parts, scale, softcap, s_aux), None
     seen = attention_mask.seen
     assert seen is not None
     key, value, rows = key[:, :, seen], value[:, :, seen], attention_mask[:, :, :, seen]
-    return _torch_attention(query, key, value, rows[0, 0], scale, softcap, s_aux).transpose(1, 2), None
+    return torch_attention(query, key, value, rows[0, 0], scale, softcap, s_aux).transpose(1, 2), None
 
 
-def _torch_attention(
+def by_parts(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    parts: list[Part],
+    scale: float,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """Attention one part after the other, with torch's SDPA. Gradients flow through it.
+
+    Takes [B, H, T, D] over [B, J, S, D] and gives [B, T, H, D].
+    """
+    batch, num_heads, num_queries, _ = query.shape
+    out = query.new_empty((batch, num_queries, num_heads, value.shape[3]))
+    for part in parts:
+        k, v = part.gathered(key), part.gathered(value)
+        some = torch_attention(query[:, :, part.queries], k, v, part.visible, scale, softcap, sinks)
+        out[:, part.queries] = some.transpose(1, 2)
+    return out
+
+
+def torch_attention(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
     visible: torch.Tensor | None,
     scale: float,
-    softcap: float | None,
-    sinks: torch.Tensor | None,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[1, H, T, D] over [1, J, S, D]; `visible` is bool [T, S], or None for causal attention with T = S."""
+    """[B, H, T, D] over [B, J, S, D]; `visible` is bool [T, S], or None for causal attention with T = S."""
     if softcap is not None or sinks is not None:
         if visible is None:
             visible = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
         return plain_attention(query, key, value, visible[None, None], scale, softcap, sinks)
     groups = query.shape[1] // key.shape[1]
-    if groups > 1:
-        # SDPA's own `enable_gqa` falls back to a slower kernel on a CPU.
+    # With a mask, and on a CPU, SDPA's own `enable_gqa` falls back to a slower kernel.
+    has_groups = groups > 1 and query.is_cuda and visible is None
+    if groups > 1 and not has_groups:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     mask = None if visible is None else visible[None, None]
     return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, is_causal=visible is None
+        query, key, value, attn_mask=mask, scale=scale, is_causal=visible is None, enable_gqa=has_groups
     )
 
 

@@ -26,15 +26,15 @@ from legraph.attention import (
     dense_form,
     for_each_layer_kind,
     layer_windows,
-    many_flex_versions,
     within_window,
 )
 from legraph.blocks import active_blocks
+from legraph.cost import chunks_ms, dense_ms
 from legraph.cudasteps import MAX_SMALL_PASS, CudaSteps
 from legraph.errors import ModelError
 from legraph.flatattention import RowMask
 from legraph.flatcache import FlatCache, Writing, kv_shape, rounded_capacity
-from legraph.flexattention import is_compile_error, padded_length
+from legraph.flexattention import is_compile_error, many_flex_versions, padded_length
 from legraph.lanes import Lanes
 from legraph.logits import Logits
 from legraph.mask import ChunkMask, Int64Array
@@ -48,7 +48,6 @@ from legraph.model import (
     use_attention,
 )
 from legraph.passes import (
-    SeenIntervals,
     Segment,
     columns,
     own_mask,
@@ -57,6 +56,7 @@ from legraph.passes import (
     visible_rows,
     wanted_tokens,
 )
+from legraph.seen import SeenIntervals
 from legraph.slots import Extent
 
 Choice = Literal["auto", "flex", "sdpa", "eager"]
@@ -73,8 +73,6 @@ _MIN_RETRY_TOKENS = 64
 # seconds that the first compilation of flex takes. Measured on two cores; they decide `auto`, never a result.
 _CPU_SECONDS_PER_PAIR_CHANNEL = 3.2e-11
 _CPU_COMPILE_SECONDS = 20.0
-# On a CPU: what calling attention once more costs, in (query, key) pairs times channels.
-_CALL_PAIR_CHANNELS = 2**20
 # Slots that the kernel's blocks divide.
 _SLOT_STEP = 64
 
@@ -220,9 +218,8 @@ class Forward:
         return None
 
     def _may_use_flex(self) -> bool:
-        has_better = self.model.device.type == "cpu" and not self._has_windows
-        # Without windows, a CPU does as well with a call for each chunk, and compiles nothing.
-        if self.attn == "auto" and (has_better or not self.uses_flat):
+        # Without windows, our own attention does better and compiles less.
+        if self.attn == "auto" and (not self._has_windows or not self.uses_flat):
             return False
         return self.attn in ("auto", "flex") and "flex" in supported_attention(self.model)
 
@@ -238,15 +235,18 @@ class Forward:
         num_tokens = int(seen.counts.sum())
         if self.model.device.type == "cuda":
             return num_tokens > MAX_SMALL_PASS
-        firsts = [seen.causal_starts.min(), *seen.range_starts]
-        num_dense = num_tokens * int((seen.slots + seen.counts).max() - min(firsts))
-        num_pairs = int((seen.counts * seen.num_keys()).sum())
-        hidden_size = self.model.config.get_text_config().hidden_size
-        return num_pairs + len(seen.counts) * _CALL_PAIR_CHANNELS // hidden_size < num_dense
+        num_groups, channels, _ = next(layer for layer in self.shape.layers if layer)
+        by_chunks, spelled_out = (
+            time(seen, num_groups * self._group_size, channels) for time in (chunks_ms, dense_ms)
+        )
+        return by_chunks < spelled_out
 
     def _with_intervals(self, segments: list[Segment], seen: SeenIntervals) -> Logits:
         num_groups = next(layer for layer in self.shape.layers if layer)[0]
-        mask = RowMask.of_intervals(seen, self._group_size, num_groups, self.model.device)
+        channels = max(channels for layer in self.shape.layers if layer for channels in layer[1:])
+        mask = RowMask.of_intervals(
+            seen, self._group_size, num_groups, self.model.device, self.shape.dtype, channels
+        )
         masks = for_each_layer_kind(self.model.config, lambda window: mask)
         self._set_positions(segments)
         return self._call(segments, masks, "flat", self.capacity)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from legraph.mask import BoolArray, ChunkMask, Int64Array
+from legraph.seen import SeenIntervals
 from legraph.slots import Extent
 
 
@@ -99,33 +100,6 @@ def visible_rows(segments: Sequence[Segment], num_slots: int) -> BoolArray:
         block[:, segment.slot : segment.slot + length] = np.tri(length, dtype=np.bool_)
         at += length
     return rows
-
-
-@dataclass(frozen=True, slots=True)
-class SeenIntervals:
-    """What the tokens of a pass see, as stretches of slots: O(segments + stretches), whatever they see.
-
-    Query `queries[i] + t` of segment i (t < counts[i]) sees `causal_starts[i]:slots[i] + t + 1`, and
-    `range_starts[j]:range_ends[j]` for j in `range_offsets[i]:range_offsets[i + 1]`.
-
-    Attributes:
-        queries, counts, slots, causal_starts: int64 [C].
-        range_offsets: int64 [C + 1]; range_starts, range_ends: int64 [R].
-    """
-
-    queries: Int64Array
-    counts: Int64Array
-    slots: Int64Array
-    causal_starts: Int64Array
-    range_offsets: Int64Array
-    range_starts: Int64Array
-    range_ends: Int64Array
-
-    def num_keys(self) -> Int64Array:
-        """Slots that the last query of each segment sees: int64 [C]."""
-        before = np.concatenate([[0], np.cumsum(self.range_ends - self.range_starts)])
-        in_ranges = before[self.range_offsets[1:]] - before[self.range_offsets[:-1]]
-        return in_ranges + self.slots + self.counts - self.causal_starts
 
 
 def seen_intervals(segments: Sequence[Segment]) -> SeenIntervals:

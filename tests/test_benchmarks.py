@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -41,9 +43,18 @@ def run_script(name: str, numbers: Path, *arguments: str) -> dict[str, Any]:
 
 
 def test_the_attention_benchmark_compares_what_is_equal(tmp_path: Path) -> None:
-    report = run_script("attention.py", tmp_path / "a.json", "--shapes", "2x5", "3x40", "--repeats", "1")
-    assert [row["tokens"] for row in report["ms"]] == [42, 152]
-    assert all(row[name] > 0 for row in report["ms"] for name in ("ours", "SDPA, plain causal"))
+    numbers = tmp_path / "a.json"
+    report = run_script("attention.py", numbers, "--device", "cpu", "--only", "2 of 24", "16 of 16")
+    assert [row["tokens"] for row in report["ms"]] == [80, 288]
+    for row in report["ms"]:
+        assert not [name for name in row if name.endswith("error")]
+        assert all(row[name] > 0 for name in ("ours", "chunks", "dense", "flex", "causal", "plan"))
+    pytest.importorskip("matplotlib")
+    script = str(ROOT / "benchmarks" / "attention.py")
+    subprocess.run([sys.executable, script, "--report", str(numbers)], check=True)
+    predicted = [row["predicted"] for row in json.loads(numbers.read_text())["ms"]]
+    assert all(set(row) == {"chunks", "dense"} for row in predicted)
+    assert numbers.with_suffix(".svg").read_text().count("16 of 16")
 
 
 def test_the_engine_benchmark_reuses_what_it_says(tmp_path: Path) -> None:

@@ -67,7 +67,15 @@ def test_the_kernel_is_the_formula(
         k[:, :, :num_slots][:, :, unseen] = 500
         v[:, :, :num_slots][:, :, unseen] = -500
         s_aux = normal(heads).float() if sinks else None
-        made = plan(seen_intervals(segments), heads // groups, groups, "cuda", max_keys=max_keys)
+        made = plan(
+            seen_intervals(segments),
+            heads // groups,
+            groups,
+            "cuda",
+            dtype=dtype,
+            channels=channels,
+            max_keys=max_keys,
+        )
         found = attend(q, k, v, made, channels**-0.5, softcap, s_aux)
         k, v = k[:, :, :num_slots], v[:, :, :num_slots]
         expected = plain_attention(
@@ -87,7 +95,7 @@ def test_a_prefill_by_intervals_gives_what_the_cpu_gives(name: str, monkeypatch:
     monkeypatch.setattr(
         RowMask, "of_intervals", staticmethod(lambda *given: (calls.append(1), make(*given))[1])
     )
-    monkeypatch.setattr(forward, "_CALL_PAIR_CHANNELS", 2**40)
+    monkeypatch.setattr(forward, "chunks_ms", lambda *_: float("inf"))
     expected = ids_of(engine(name).run(bundle, Generate(max_new_tokens=8)))
     assert not calls
     made = Engine(deepcopy(tiny_model(name)).cuda(), tokenizer())

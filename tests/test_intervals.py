@@ -16,6 +16,8 @@ from legraph.flatattention import NAME, RowMask, flat_attention_forward, plain_a
 from legraph.graph import Generate
 from legraph.intervalkernel import plan
 from legraph.passes import Segment, seen_intervals, visible_rows
+from legraph.seen import SeenIntervals
+from legraph.tiles import Variant, Variants, lay_tiles
 from tests.naive import engine, ids_of, oracle
 from tests.random_graphs import Dag, dags, running
 from tests.test_passes import whole_graph
@@ -35,14 +37,7 @@ def test_intervals_say_what_the_rows_say(dag: Dag, gaps: list[int], cut: Random)
     segments = later_half(whole_graph(dag, gaps), cut)
     num_slots = max(one.slot + len(one) for one in segments) + 2
     rows, seen = visible_rows(segments, num_slots), seen_intervals(segments)
-    spelled_out = np.zeros_like(rows)
-    for i, query in enumerate(seen.queries):
-        for t in range(seen.counts[i]):
-            row = spelled_out[query + t]
-            row[seen.causal_starts[i] : seen.slots[i] + t + 1] = True
-            for j in range(seen.range_offsets[i], seen.range_offsets[i + 1]):
-                row[seen.range_starts[j] : seen.range_ends[j]] = True
-    assert np.array_equal(spelled_out, rows)
+    assert np.array_equal(rows_of(seen, num_slots), rows)
     lasts = np.cumsum([len(one) for one in segments]) - 1
     assert seen.num_keys().tolist() == rows[lasts].sum(1).tolist()
     # No stretch touches another one, or the chunk's own.
@@ -56,37 +51,86 @@ def test_intervals_say_what_the_rows_say(dag: Dag, gaps: list[int], cut: Random)
     dag=dags(max_chunks=8),
     gaps=GAPS,
     cut=RANDOM,
-    rows=st.sampled_from([16, 32, 128]),
-    max_keys=st.sampled_from([3, 7, 10**6]),
+    rows=st.sampled_from([4, 16, 64]),
+    block=st.sampled_from([1, 2, 4]),
+    max_keys=st.sampled_from([3, 7, None]),
 )
 def test_a_plan_covers_every_pair_once(
-    dag: Dag, gaps: list[int], cut: Random, rows: int, max_keys: int
+    dag: Dag, gaps: list[int], cut: Random, rows: int, block: int, max_keys: int | None
 ) -> None:
     """What the kernel's programs would do, done pair by pair."""
     segments = later_half(whole_graph(dag, gaps), cut)
     num_slots = max(one.slot + len(one) for one in segments)
     expected = visible_rows(segments, num_slots).astype(int)
-    made = plan(seen_intervals(segments), 4, 2, "cpu", rows, max_keys)
+    variants = Variants(*(Variant(rows * size, block, 4, 1) for size in (1, 2, 4)))
+    made = plan(seen_intervals(segments), 2, 2, "cpu", variants=variants, max_keys=max_keys)
     found, scratch = np.zeros_like(expected), dict[int, np.ndarray]()
-    for query, count, slot, causal, first, end, has_causal, part in made.tiles.tolist():
-        assert count <= made.per_tile
-        for t in range(count):
-            row = np.zeros(num_slots, dtype=int)
-            for begin, stop in made.ranges[first:end].tolist():
-                row[begin:stop] += 1
-            if has_causal:
-                row[causal : slot + t + 1] += 1
-            if part < 0:
-                found[query + t] += row
-            else:
-                assert part + t not in scratch
-                assert row.sum() <= max_keys + count
-                scratch[part + t] = row
+    for variant, per_tile, is_packed, tiles in made.groups:
+        assert per_tile == variant.rows // 2
+        for query, count, slot, whole, own, first, end, first_listed, end_listed, part in tiles.tolist():
+            assert count <= per_tile
+            for t in range(count):
+                row = np.zeros(num_slots, dtype=int)
+                for begin, stop in [*made.ranges[first:end].tolist(), (whole, own)]:
+                    assert (stop - begin) % block == 0
+                    row[begin:stop] += 1
+                np.add.at(row, made.listed[first_listed:end_listed].numpy(), 1)
+                low = int(made.causal_starts[query + t]) if is_packed else own
+                row[max(own, low) : slot + t + 1] += 1
+                if part < 0:
+                    found[query + t] += row
+                else:
+                    assert part + t not in scratch
+                    scratch[part + t] = row
     for query, first, number, stride in made.joins.tolist():
         for i in range(number):
             found[query] += scratch.pop(first + i * stride)
     assert not scratch
     assert np.array_equal(found, expected)
+
+
+def test_short_chunks_that_see_the_same_share_tiles() -> None:
+    """Ten documents of three tokens behind a head that they all see, and one long one."""
+    mask = Dag((1, *(3,) * 10, 40), ((), *((0,),) * 10, ())).mask()
+    variants = Variants(*[Variant(16, 8, 4, 1)] * 3)
+    made = lay_tiles(SeenIntervals.of(mask), 1, 1, variants)
+    packed, alone = (
+        next(one for one in made.groups if one.is_packed is is_packed) for is_packed in (True, False)
+    )
+    # Document 1 lies directly behind the head: the two are one causal stretch.
+    assert packed.tiles[:, 1].tolist() == [16, 11]
+    assert sorted(alone.tiles[:, 1].tolist()) == [4, 8, 16, 16]
+
+
+@given(dag=dags(max_chunks=12), gaps=GAPS, cut=RANDOM)
+def test_melted_intervals_say_the_same_in_fewer_segments(dag: Dag, gaps: list[int], cut: Random) -> None:
+    segments = later_half(whole_graph(dag, (gaps * 2)[: len(dag.lengths)]), cut)
+    num_slots = max(one.slot + len(one) for one in segments)
+    seen = seen_intervals(segments)
+    melted = seen.melted()
+    assert np.array_equal(rows_of(melted, num_slots), visible_rows(segments, num_slots))
+    assert len(melted.counts) <= len(seen.counts)
+    assert melted.num_pairs() == seen.num_pairs() == visible_rows(segments, num_slots).sum()
+
+
+def test_a_fully_causal_graph_melts_into_plain_causal_attention() -> None:
+    mask = Dag((3, 1, 5, 2), ((), (0,), (0, 1), (0, 1, 2))).mask()
+    assert not SeenIntervals.of(mask).is_causal()
+    assert SeenIntervals.of(mask).melted().is_causal()
+    cut_edge = Dag((3, 1, 5, 2), ((), (0,), (1,), (0, 1, 2))).mask()
+    assert not SeenIntervals.of(cut_edge).melted().is_causal()
+
+
+def rows_of(seen: SeenIntervals, num_slots: int) -> np.ndarray:
+    """bool [T, num_slots], spelled out query by query."""
+    rows = np.zeros((seen.num_queries, num_slots), dtype=np.bool_)
+    for i, query in enumerate(seen.queries):
+        for t in range(seen.counts[i]):
+            row = rows[query + t]
+            row[seen.causal_starts[i] : seen.slots[i] + t + 1] = True
+            for j in range(seen.range_offsets[i], seen.range_offsets[i + 1]):
+                row[seen.range_starts[j] : seen.range_ends[j]] = True
+    return rows
 
 
 @pytest.mark.parametrize(("softcap", "sinks"), [(None, False), (4.0, False), (None, True)])
@@ -118,7 +162,7 @@ def test_attention_by_parts_is_the_formula(
 def test_an_engine_that_prefills_by_parts_gives_the_same(name: str, bundle) -> None:  # type: ignore[no-untyped-def]
     """Gemma 2 has windows, so it must not."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(forward, "_CALL_PAIR_CHANNELS", -(2**40))
+        patch.setattr(forward, "chunks_ms", lambda *_: 0.0)
         calls = list[bool]()
         make = RowMask.of_intervals
         patch.setattr(
