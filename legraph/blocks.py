@@ -59,6 +59,33 @@ def active_blocks(mask: ChunkMask, block_size: int = DEFAULT_BLOCK_SIZE) -> Acti
     return ActiveBlocks(key[firsts] // num_blocks, key[firsts] % num_blocks, totals, num_blocks, block_size)
 
 
+def num_active_blocks(mask: ChunkMask, size: int = DEFAULT_BLOCK_SIZE) -> int:
+    """`len(active_blocks(mask, size))`, without the blocks themselves.
+
+    Every stretch is a range of blocks in each row of blocks that its chunk crosses. With the rows laid end to
+    end, ranges in other rows are apart, and the answer is the length of the union of all ranges.
+    Cost O(R log R) for R ranges, whatever their length.
+    """
+    intervals = mask.intervals()
+    chunks, start, end = np.arange(mask.num_chunks), mask.span_offsets[:-1], mask.span_offsets[1:]
+    owner = np.concatenate([chunks, np.repeat(chunks, np.diff(intervals.offsets))])
+    first_key = np.concatenate([intervals.first, intervals.starts]) // size
+    last_key = (np.concatenate([end, intervals.ends]) - 1) // size
+    first_row = start[owner] // size
+    num_rows = (end[owner] - 1) // size - first_row + 1
+    index = np.repeat(np.arange(len(owner)), num_rows)
+    row = first_row[index] + np.arange(len(index)) - (np.cumsum(num_rows) - num_rows)[index]
+    width = mask.num_tokens // size + 2
+    # The causal stretch ends at the query: no block right of the diagonal.
+    range_end = row * width + np.minimum(last_key[index], row) + 1
+    range_start = row * width + first_key[index]
+    by_start = np.argsort(range_start, kind="stable")
+    range_start, range_end = range_start[by_start], range_end[by_start]
+    covered = np.zeros(len(range_end) + 1, dtype=np.int64)
+    np.maximum.accumulate(range_end, out=covered[1:])
+    return int(np.maximum(covered[1:] - np.maximum(range_start, covered[:-1]), 0).sum())
+
+
 @dataclass(frozen=True, slots=True)
 class EdgeBits:
     """For every block, which of the chunks among its queries see which of those among its keys, a bit a pair.
@@ -89,7 +116,7 @@ def edge_bits(mask: ChunkMask, block_size: int = DEFAULT_BLOCK_SIZE) -> EdgeBits
     first_chunk = mask.chunk_of(firsts)
     num_rows = mask.chunk_of(np.minimum(firsts + block_size, mask.num_tokens) - 1) - first_chunk + 1
     num_words = -(-num_rows // 32)
-    children = np.repeat(np.arange(mask.num_chunks), np.diff(mask.parent_offsets))
+    children = mask.children_of_edges()
     start, end = mask.span_offsets[:-1], mask.span_offsets[1:]
     edge, q_block, _ = _cut(start[children], end[children], block_size)
     piece, kv_block, _ = _cut(start[mask.parent_indices[edge]], end[mask.parent_indices[edge]], block_size)

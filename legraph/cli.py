@@ -57,7 +57,9 @@ TokenizerOption = Annotated[
 ]
 OrderOption = Annotated[
     str,
-    typer.Option("--order", metavar="declared|locality", help="Token order; locality: fewer active blocks."),
+    typer.Option(
+        "--order", metavar="declared|locality", help="Token order; locality: what is seen lies together."
+    ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
 

@@ -3,8 +3,8 @@
 Run side: imports torch. Takes slots as they are given; which chunk a token belongs to, and what comes next,
 is decided elsewhere (`job`, `scheduler`). There are three ways through a pass, exact all of them:
 
-- `flex`: the tokens of the pass see nothing but each other, and there are many of them: FlexAttention over
-  the new keys and values,
+- `flex`: FlexAttention over the new keys and values, where the tokens of the pass see nothing but each other
+  and the user wants it, or where layers have windows and there are many tokens,
 - `flat`: our own attention over the slots (`flatattention`); on a GPU small passes are replayed as CUDA
   graphs (`cudasteps`),
 - `sdpa`, `eager`: transformers' own attention with the rows of the mask spelled out. The slow and readable

@@ -372,7 +372,7 @@ class Job:
 
 def children_of(mask: ChunkMask) -> list[Int64Array]:
     """The children of each chunk, ascending."""
-    children = np.repeat(np.arange(mask.num_chunks), np.diff(mask.parent_offsets))
+    children = mask.children_of_edges()
     order = np.argsort(mask.parent_indices, kind="stable")
     borders = np.searchsorted(mask.parent_indices[order], np.arange(1, mask.num_chunks))
     return np.split(children[order], borders)

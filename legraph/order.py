@@ -25,7 +25,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from legraph.blocks import DEFAULT_BLOCK_SIZE
+from legraph.blocks import DEFAULT_BLOCK_SIZE, num_active_blocks
 from legraph.mask import ChunkMask, Int64Array
 
 # A stretch of keys has two ragged ends. Kernels walk it in tiles of about 64 keys, for about as many queries,
@@ -68,33 +68,6 @@ def estimated_cost(mask: ChunkMask) -> int:
     """
     stretches = len(mask.intervals().starts)
     return num_active_blocks(mask) * DEFAULT_BLOCK_SIZE**2 + stretches * STRETCH_PAIRS
-
-
-def num_active_blocks(mask: ChunkMask, size: int = DEFAULT_BLOCK_SIZE) -> int:
-    """`len(active_blocks(mask, size))`, without the blocks themselves.
-
-    Every stretch is a range of blocks in each row of blocks that its chunk crosses. With the rows laid end to
-    end, ranges in other rows are apart, and the answer is the length of the union of all ranges.
-    Cost O(R log R) for R ranges, whatever their length.
-    """
-    intervals = mask.intervals()
-    chunks, start, end = np.arange(mask.num_chunks), mask.span_offsets[:-1], mask.span_offsets[1:]
-    owner = np.concatenate([chunks, np.repeat(chunks, np.diff(intervals.offsets))])
-    first_key = np.concatenate([intervals.first, intervals.starts]) // size
-    last_key = (np.concatenate([end, intervals.ends]) - 1) // size
-    first_row = start[owner] // size
-    num_rows = (end[owner] - 1) // size - first_row + 1
-    index = np.repeat(np.arange(len(owner)), num_rows)
-    row = first_row[index] + np.arange(len(index)) - (np.cumsum(num_rows) - num_rows)[index]
-    width = mask.num_tokens // size + 2
-    # The causal stretch ends at the query: no block right of the diagonal.
-    range_end = row * width + np.minimum(last_key[index], row) + 1
-    range_start = row * width + first_key[index]
-    by_start = np.argsort(range_start, kind="stable")
-    range_start, range_end = range_start[by_start], range_end[by_start]
-    covered = np.zeros(len(range_end) + 1, dtype=np.int64)
-    np.maximum.accumulate(range_end, out=covered[1:])
-    return int(np.maximum(covered[1:] - np.maximum(range_start, covered[:-1]), 0).sum())
 
 
 def reordered(mask: ChunkMask, order: Int64Array) -> ChunkMask:
@@ -180,7 +153,7 @@ def _links(mask: ChunkMask) -> _Links:
     tree, and a long conversation a chain.
     """
     num_chunks, parent = mask.num_chunks, mask.parent_indices
-    child = np.repeat(np.arange(num_chunks), np.diff(mask.parent_offsets))
+    child = mask.children_of_edges()
     last = np.full(num_chunks, -1)
     has_parent = np.diff(mask.parent_offsets) > 0
     last[has_parent] = parent[mask.parent_offsets[1:][has_parent] - 1]

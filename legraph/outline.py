@@ -222,7 +222,7 @@ def _fold(bundle: Bundle) -> tuple[list[tuple[int, ...]], np.ndarray]:
         return [(i,) for i in range(mask.num_chunks)], np.arange(mask.num_chunks)
     # A set of chunks is told by the sum of its members' random numbers: vectors instead of sets of sets.
     number = np.random.default_rng(0).integers(0, 2**63, mask.num_chunks, dtype=np.uint64)
-    children = np.repeat(np.arange(mask.num_chunks), np.diff(mask.parent_offsets))
+    children = mask.children_of_edges()
     parent_sums = np.zeros(mask.num_chunks, dtype=np.uint64)
     child_sums = np.zeros(mask.num_chunks, dtype=np.uint64)
     np.add.at(parent_sums, children, number[mask.parent_indices])

@@ -116,7 +116,8 @@ def lay_tiles(
     is_like_previous = seen.is_like_previous()
     may_share = _may_share(seen, is_like_previous, max(1, variants.short.rows // group_size))
     choice = _choose(seen, may_share, group_size, variants)
-    joins = is_like_previous & may_share & np.append(False, (may_share & (choice == 0))[:-1]) & (choice == 0)
+    shares = may_share & (choice == 0)
+    joins = is_like_previous & shares & np.append(False, shares[:-1])
     made = _Made(num_groups, max_keys)
     for number in np.unique(choice):
         made.add(seen, np.flatnonzero(choice == number), joins, variants[number], group_size)
@@ -208,7 +209,8 @@ class _Made:
             limit = max(_MIN_KEYS_OF_A_PIECE, int(keys.sum()) * self.num_groups // _WANTED_PROGRAMS)
         limit = max(1, limit // variant.block) * variant.block
         is_long = keys > (limit if self.max_keys else 2 * limit)
-        pieces = [piece for tile in tiles[is_long].tolist() for piece in self._split(tile, limit)]
+        ranges = np.concatenate(self.ranges)
+        pieces = [piece for tile in tiles[is_long].tolist() for piece in self._split(tile, ranges, limit)]
         split = np.array(pieces, dtype=np.int64).reshape(-1, NUM_COLUMNS)
         tiles = np.concatenate([split, tiles[~is_long]])
         self.groups.append(TileGroup(variant, per_tile, bool(is_packed.any()), tiles))
@@ -233,9 +235,9 @@ class _Made:
         self.num_ranges, self.num_listed = int(whole[-1]), int(rest[-1])
         return whole[:-1], whole[1:], rest[:-1], rest[1:]
 
-    def _split(self, tile: list[int], max_keys: int) -> list[tuple[int, ...]]:
+    def _split(self, tile: list[int], ranges: Int64Array, max_keys: int) -> list[tuple[int, ...]]:
         """A tile that sees too much, as pieces of `max_keys` keys; the last one has what needs a mask."""
-        known = np.concatenate(self.ranges)[tile[FIRST_RANGE] : tile[END_RANGE]].tolist()
+        known = ranges[tile[FIRST_RANGE] : tile[END_RANGE]].tolist()
         pieces: list[list[tuple[int, int]]] = [[]]
         room = max_keys
         for begin, stop in [*known, (tile[WHOLE_START], tile[OWN_START])]:

@@ -49,12 +49,17 @@ def test_the_attention_benchmark_compares_what_is_equal(tmp_path: Path) -> None:
     for row in report["ms"]:
         assert not [name for name in row if name.endswith("error")]
         assert all(row[name] > 0 for name in ("ours", "chunks", "dense", "flex", "causal", "plan"))
+
+
+@pytest.mark.parametrize("device", ["gpu", "cpu"])
+def test_the_predictions_beside_the_committed_results_are_current(device: str, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
+    committed, copy = ROOT / "benchmarks" / "results" / f"attention-{device}.json", tmp_path / "a.json"
+    copy.write_bytes(committed.read_bytes())
     script = str(ROOT / "benchmarks" / "attention.py")
-    subprocess.run([sys.executable, script, "--report", str(numbers)], check=True)
-    predicted = [row["predicted"] for row in json.loads(numbers.read_text())["ms"]]
-    assert all(set(row) == {"chunks", "dense"} for row in predicted)
-    assert numbers.with_suffix(".svg").read_text().count("16 of 16")
+    subprocess.run([sys.executable, script, "--report", str(copy)], check=True)
+    assert json.loads(copy.read_text()) == json.loads(committed.read_text())
+    assert copy.with_suffix(".svg").stat().st_size > 10_000
 
 
 def test_the_engine_benchmark_reuses_what_it_says(tmp_path: Path) -> None:

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from legraph.blocks import active_blocks
+from legraph.blocks import active_blocks, num_active_blocks
 from legraph.links import topological_order
 from legraph.mask import ChunkMask
-from legraph.order import STRETCH_PAIRS, cheapest_order, estimated_cost, num_active_blocks, reordered
+from legraph.order import STRETCH_PAIRS, cheapest_order, estimated_cost, reordered
 from tests.random_graphs import Dag, dags, drawn
 
 SEEDS = range(5)
