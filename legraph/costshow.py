@@ -88,7 +88,8 @@ def _device_data(
 def _pairs_line(data: dict[str, Any]) -> str:
     form = data["form"]
     stretches = f"{form['query_stretches']} by query, {form['key_stretches']} by key"
-    told = "a bit for each edge" if form["name"] == "bits" else f"stretches: {stretches}"
+    told = {"adjacency": "a table of chunks", "bits": "a bit for each edge"}.get(form["name"])
+    told = told or f"stretches: {stretches}"
     return (
         f"{data['visible_pairs']:,} visible of {count(data['causal_pairs'], 'causal pair')}; "
         f"mask form {form['name']} ({told})"

@@ -7,7 +7,9 @@ Every form is the whole mask, and the graph decides which is the cheapest. In or
 - "key": a key compares a query with the stretches of queries that see its chunk (`ChunkMask.seen_by`).
   Trees in depth-first order; a question over documents that lie scattered.
 - "mixed": a few stretches of either. Each edge of the graph is told from one of its ends, or from both.
-- "bits": the adjacency of chunks, a bit an edge (`blocks.EdgeBits`). Always possible.
+- "adjacency": a table of chunks x chunks, up to 4,096 chunks (16 MB). What LE-ATTENTION does for every graph.
+- "bits": the adjacency of chunks within active blocks, a bit an edge (`blocks.EdgeBits`). Always possible, in
+  memory for edges and blocks only; four times the time of the table.
 
 With R stretches for each query and C for each key, query q sees key k iff
 
@@ -40,11 +42,13 @@ import numpy as np
 
 from legraph.mask import BoolArray, ChunkMask, Int64Array, Intervals, SeenBy
 
-FormName = Literal["query", "key", "mixed", "bits"]
+FormName = Literal["query", "key", "mixed", "adjacency", "bits"]
 
 # R and C are one of these, and in the mixed form the same one. Every form is a program of its own, which
 # takes seconds to compile for each shape, and torch keeps a limited number of them.
 STRETCHES = (0, 1, 2, 4)
+# A table of more chunks is too large for a cache, and for something that is made for every graph.
+MAX_ADJACENCY_CHUNKS = 4096
 # Graphs are told in a round or two; only one made for the purpose needs more than this.
 _MAX_ROUNDS = 8
 
@@ -63,7 +67,7 @@ class MaskForm:
         return 2 * (self.query_stretches + self.key_stretches) + (2 if self.name == "mixed" else 1)
 
 
-BITS = MaskForm("bits")
+ADJACENCY, BITS = MaskForm("adjacency"), MaskForm("bits")
 _WIDEST = MaskForm("mixed", STRETCHES[-1], STRETCHES[-1])
 # From the cheapest on. Where two cost the same, the one that asks more of queries and less of keys.
 STRETCH_FORMS = sorted(
@@ -94,7 +98,10 @@ class Bounds:
 
 
 def cheapest_form(mask: ChunkMask) -> MaskForm:
-    """The form that reads the fewest arrays for a pair, or bits. O((chunks + edges) log edges)."""
+    """The form that reads the fewest arrays for a pair, or else the table, or bits.
+
+    O((chunks + edges) log edges).
+    """
     return next(forms_of(mask))
 
 
@@ -104,6 +111,8 @@ def forms_of(mask: ChunkMask) -> Iterator[MaskForm]:
     # A graph that has any form of stretches has the widest one too.
     if edges.fits(_WIDEST):
         yield from (form for form in STRETCH_FORMS if edges.fits(form))
+    if mask.num_chunks <= MAX_ADJACENCY_CHUNKS:
+        yield ADJACENCY
     yield BITS
 
 

@@ -6,7 +6,7 @@ code are only the numbers of stretches and the tensors' sizes, both rounded up t
 
 Each value is used once or twice: torch's compiler writes a value out again wherever it is used, so that a
 search (every step uses the one before several times) would grow exponentially with its steps. So a few
-stretches are compared one after the other, and where that is not enough, edges are looked up in bits.
+stretches are compared one after the other, and where that is not enough, edges are looked up.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _Stretches = list[tuple[torch.Tensor, torch.Tensor]]
 
 _MIN_TENSOR_SIZE = 1024
 _MIN_TABLE_SIZE = 16
+_MIN_ADJACENCY_SIZE = 64
 # Past every token.
 _NEVER = np.iinfo(np.int32).max
 
@@ -44,7 +45,7 @@ def mask_mod(
     With `window`, a key is visible only if it lies less than `window` positions from the query: the sliding
     window of a model, measured in position ids.
 
-    Memory O(tokens + active blocks + edges), where an adjacency matrix would take O(chunks ** 2).
+    Memory O(tokens + active blocks + edges), and a table of chunks x chunks where few chunks need one.
     """
     visible = mask_mod_of_form(mask, cheapest_form(mask), device)
     if window is None:
@@ -60,6 +61,8 @@ def mask_mod(
 
 def mask_mod_of_form(mask: ChunkMask, form: MaskForm, device: torch.device | str) -> MaskMod:
     """The same mask in a form that the graph has, the cheapest or not."""
+    if form.name == "adjacency":
+        return _by_adjacency(mask, device)
     if form.name == "bits":
         return _by_edge_bits(mask, device)
     told = bounds(mask, form)
@@ -120,6 +123,20 @@ def _by_either(first: torch.Tensor, until: torch.Tensor, by_query: _Stretches, b
     return visible
 
 
+def _by_adjacency(mask: ChunkMask, device: torch.device | str) -> MaskMod:
+    chunk = _as_tensor(mask.chunk_of(np.arange(mask.num_tokens)), device)
+    size = max(_MIN_ADJACENCY_SIZE, 1 << (mask.num_chunks - 1).bit_length())
+    table = np.zeros((size, size), dtype=np.bool_)
+    table[mask.children_of_edges(), mask.parent_indices] = True
+    is_parent = _static(table, device)
+
+    def visible(b: Any, h: Any, q: Any, k: Any) -> Any:
+        q_chunk, k_chunk = chunk[q], chunk[k]
+        return ((q_chunk == k_chunk) & (k <= q)) | is_parent[q_chunk, k_chunk]
+
+    return visible
+
+
 def _by_edge_bits(mask: ChunkMask, device: torch.device | str) -> MaskMod:
     bits = edge_bits(mask)
     chunk = _as_tensor(mask.chunk_of(np.arange(mask.num_tokens)), device)
@@ -161,7 +178,7 @@ def _as_table(table: NDArray[np.int32], filler: int, device: torch.device | str)
     return _static(padded, device)
 
 
-def _static(array: NDArray[np.int32], device: torch.device | str) -> torch.Tensor:
+def _static(array: NDArray[Any], device: torch.device | str) -> torch.Tensor:
     from torch._dynamo import mark_static
 
     tensor = torch.from_numpy(array).to(device)

@@ -7,13 +7,23 @@ queries for their keys to tell, and some keys are seen by C, too many keys for t
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
-from legraph.maskform import BITS, STRETCH_FORMS, MaskForm
+from legraph import maskform
+from legraph.maskform import ADJACENCY, BITS, STRETCH_FORMS, MaskForm
 from legraph.maskmod import MaskMod
 from tests.random_graphs import Dag
 
-ALL_FORMS = [*STRETCH_FORMS, BITS]
+ALL_FORMS = [*STRETCH_FORMS, ADJACENCY, BITS]
+
+
+@pytest.fixture(autouse=True)
+def no_table_where_bits_are_wanted(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bits are for graphs of more chunks than a test can go through pair by pair."""
+    if "form" in request.fixturenames and request.getfixturevalue("form") == BITS:
+        monkeypatch.setattr(maskform, "MAX_ADJACENCY_CHUNKS", 0)
+
 
 # More than the most stretches that are compared.
 MANY = 6
@@ -68,6 +78,7 @@ def structure_of(form: MaskForm) -> Parents:
         "query": by_query,
         "key": by_key,
         "mixed": beside(by_query, by_key),
+        "adjacency": headers(MANY - 1),
         "bits": headers(MANY - 1),
     }[form.name]
 

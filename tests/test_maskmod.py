@@ -15,9 +15,15 @@ from torch.nn.attention.flex_attention import flex_attention
 from legraph.bundle import Bundle
 from legraph.flexattention import many_flex_versions
 from legraph.flexmask import block_mask
-from legraph.maskform import BITS, MaskForm, cheapest_form, forms_of
+from legraph.maskform import ADJACENCY, BITS, MaskForm, cheapest_form, forms_of
 from legraph.maskmod import mask_mod, mask_mod_of_form
-from tests.mask_forms import ALL_FORMS, form_id, graph_of, over_all_pairs
+from tests.mask_forms import (  # noqa: F401
+    ALL_FORMS,
+    form_id,
+    graph_of,
+    no_table_where_bits_are_wanted,
+    over_all_pairs,
+)
 from tests.random_graphs import Dag, brute_force_mask, bundles, dags
 
 Heads = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
@@ -72,7 +78,7 @@ def test_so_it_is_where_many_chunks_lie_in_one_block(share: float, max_length: i
     chance = random.Random(f"{share} {max_length}")
     parents = tuple(tuple(k for k in range(i) if chance.random() < share) for i in range(400))
     dag = Dag(tuple(chance.randint(1, max_length) for _ in range(400)), parents)
-    for form in (cheapest_form(dag.mask()), BITS):
+    for form in (cheapest_form(dag.mask()), ADJACENCY, BITS):
         mod = mask_mod_of_form(dag.mask(), form, "cpu")
         assert np.array_equal(over_all_pairs(mod, dag.num_tokens), dag.mask().dense())
 
@@ -188,7 +194,7 @@ ON_GPU = [
     *(
         (dtype, MaskForm(*form))
         for dtype in (torch.float32, torch.bfloat16)
-        for form in (("query", 1, 0), ("key", 0, 1), ("mixed", 1, 1), ("bits",))
+        for form in (("query", 1, 0), ("key", 0, 1), ("mixed", 1, 1), ("adjacency",), ("bits",))
     ),
     *((torch.bfloat16, MaskForm(*form)) for form in (("query", 4, 0), ("key", 0, 4), ("mixed", 4, 4))),
 ]
