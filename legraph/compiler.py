@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import KW_ONLY, asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -11,13 +11,15 @@ import numpy as np
 
 from legraph import __version__
 from legraph.bundle import NO_LABEL, Bundle, BundleMeta
+from legraph.chat import dress
 from legraph.errors import GraphError, Problem, count, did_you_mean
+from legraph.flow import assertion_problems
 from legraph.graph import Generate, Graph, GraphChunk, build_graph
 from legraph.layout import Layout, TokenOrder, build_layout, negative_starts
 from legraph.links import Link, link_problems
 from legraph.mask import Int64Array
 from legraph.parse import parse_file
-from legraph.schema import BOS_NAME, ChunkSpec, PositionPolicy
+from legraph.schema import BOS_NAME, ChunkSpec, PositionPolicy, Role
 from legraph.tokens import (
     TokenizedGraph,
     check_tokenizer,
@@ -42,6 +44,7 @@ class Chunk:
         generate: let the model continue it.
         completion: what follows the text as if the model had written it there; tokenized apart.
         loss: label the completion's tokens (without one, the text's) for training.
+        role: write the chat template's markers for "system", "user" or "assistant" around it.
     """
 
     text: str
@@ -53,6 +56,7 @@ class Chunk:
     generate: Generate | None = None
     completion: str | None = None
     loss: bool = False
+    role: Role | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "parents", tuple(self.parents))
@@ -63,6 +67,8 @@ def compile_file(
     tokenizer: Any = None,
     *,
     order: TokenOrder = "declared",
+    variables: Mapping[str, Any] | None = None,
+    allow_outside: bool = False,
     advance: Callable[[int], object] = lambda done: None,
 ) -> Bundle:
     """Compiles a graph file (YAML, TOML or JSON; `-` is standard input).
@@ -71,13 +77,16 @@ def compile_file(
         tokenizer: a Hugging Face fast tokenizer, a path or hub id; None takes the file's own, and that of
             `recall`, the model that ships with legraph, if the file names none.
         order: "declared", or "locality" to let the compiler choose another topological order.
+        variables: override those of the file: strings, numbers or booleans by name.
+        allow_outside: paths in the file may lead out of its folder.
         advance: called with the number of chunks tokenized since the last call.
 
     Raises:
-        GraphError: all problems of the file.
+        GraphError: all problems of the file, or what it asserts does not hold.
         TokenizerError: the tokenizer cannot be loaded or used.
     """
-    return compile_graph(build_graph(parse_file(path)), tokenizer, order=order, advance=advance)
+    graph = build_graph(parse_file(path, variables, allow_outside))
+    return compile_graph(graph, tokenizer, order=order, advance=advance)
 
 
 def compile_chunks(
@@ -132,7 +141,8 @@ def graph_of(leaves: Sequence[Chunk], positions: PositionPolicy = "causal", bos:
         parents = roots + tuple(index_of[parent] for parent in chunk.parents)
         generate = replace(chunk.generate, stop=tuple(chunk.generate.stop)) if chunk.generate else None
         learned = chunk.completion, chunk.loss
-        compiled.append(GraphChunk(name, chunk.text, parents, chunk.start, chunk.end, generate, *learned))
+        pinned = chunk.start, chunk.end
+        compiled.append(GraphChunk(name, chunk.text, parents, *pinned, generate, *learned, chunk.role))
     return Graph(tuple(compiled), positions)
 
 
@@ -148,7 +158,7 @@ def compile_graph(
         tokenizer = load_tokenizer(str(tokenizer) if tokenizer is not None else graph.tokenizer)
     else:
         check_tokenizer(tokenizer)
-    tokens = tokenize(graph, tokenizer, advance)
+    tokens = tokenize(dress(graph, tokenizer), tokenizer, advance)
     lengths = tokens.lengths()
     problems = list[tuple[int, Problem]]()
     for i, chunk in enumerate(graph.chunks):
@@ -160,6 +170,8 @@ def compile_graph(
         problems.append((i, _position_problem(graph, i, int(tokens.text_lengths[i]), start)))
     if problems:
         raise GraphError(problem for _, problem in sorted(problems, key=lambda found: found[0]))
+    if failed := assertion_problems(graph, lengths.tolist()):
+        raise GraphError(failed)
     layout = build_layout(graph, lengths, order, tokens.text_lengths)
     return _bundle(graph, layout, tokens, tokenizer)
 
@@ -271,6 +283,7 @@ def _chunk_problems(chunk: Chunk, name: str) -> list[Problem]:
                 "generate": asdict(generate) if generate else None,
                 "completion": chunk.completion,
                 "loss": chunk.loss,
+                "role": chunk.role,
             }
         )
     except ValidationError as error:
@@ -313,11 +326,13 @@ def _position_problem(graph: Graph, i: int, length: int, start: int) -> Problem:
 
 def _place(graph: Graph, i: int, *keys: str) -> Any:
     """Where the first of `keys` that chunk i has stands in the graph's file, if it has one."""
-    if graph.source is None:
-        return None
-    declared = i - 1 if graph.chunks[0].text is None else i
-    places = [graph.source.place(("chunks", declared, key)) for key in keys]
-    whole = graph.source.place(("chunks", declared))
+    places = [graph.place(i, key) for key in keys]
+    whole = graph.place(i)
     return next(
-        (place for place in places if (place.line, place.column) != (whole.line, whole.column)), whole
+        (
+            place
+            for place in places
+            if place and whole and (place.line, place.column) != (whole.line, whole.column)
+        ),
+        whole,
     )

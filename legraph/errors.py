@@ -36,6 +36,8 @@ class Source:
     key_path: KeyPath = ()
     line_text: str | None = None
     width: int = 1
+    # Which of several things that were made from this place is meant.
+    note: str | None = None
 
     def __str__(self) -> str:
         place = self.file
@@ -72,6 +74,8 @@ class Problem:
         excerpt = self.source.excerpt() if self.source else None
         if excerpt:
             lines.append(excerpt)
+        if self.source and self.source.note:
+            lines.append(f"  where: {self.source.note}")
         if self.expected:
             lines.append(f"  expected: {self.expected}")
         if self.hint:

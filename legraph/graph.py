@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 
+from legraph.assertions import Assertion
+from legraph.errors import Source
 from legraph.links import topological_order
+from legraph.origin import Places
 from legraph.parse import ParsedFile
-from legraph.schema import BOS_NAME, GenerateSpec, PositionPolicy
+from legraph.schema import BOS_NAME, GenerateSpec, PositionPolicy, Role
 from legraph.source import SourceText
 
 
@@ -44,6 +48,7 @@ class GraphChunk:
     generate: Generate | None = None
     completion: str | None = None
     loss: bool = False
+    role: Role | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +59,21 @@ class Graph:
     positions: PositionPolicy = "causal"
     tokenizer: str | None = None
     # Where it came from is not what it is.
-    source: SourceText | None = field(default=None, compare=False, repr=False)
+    source: SourceText | Places | None = field(default=None, compare=False, repr=False)
+    # What is said about it, and holds or does not.
+    assertions: tuple[Assertion, ...] = field(default=(), compare=False, repr=False)
+    # Codes of findings that are meant to be so: of the whole graph, and by index of a chunk.
+    ignored: frozenset[str] = field(default=frozenset(), compare=False, repr=False)
+    ignored_of: Mapping[int, frozenset[str]] = field(
+        default_factory=dict[int, frozenset[str]], compare=False, repr=False
+    )
+
+    def place(self, chunk: int, *keys: str | int) -> Source | None:
+        """Where the value at the first keys that the chunk has stands in its file, if it came from one."""
+        declared = chunk - 1 if self.chunks[0].text is None else chunk
+        if self.source is None or declared < 0:
+            return None
+        return self.source.place(("chunks", declared, *keys))
 
     def order(self) -> list[int]:
         """Stable topological order of the chunks, as indices."""
@@ -94,5 +113,28 @@ def build_graph(parsed: ParsedFile) -> Graph:
         generate = Generate.from_spec(chunk.generate) if chunk.generate else None
         pinned = chunk.start, chunk.end
         learned = chunk.completion, chunk.loss
-        chunks.append(GraphChunk(chunk.name, text, bos + parents, *pinned, generate, *learned))
-    return Graph(tuple(chunks), spec.positions, spec.tokenizer, parsed.source)
+        chunks.append(GraphChunk(chunk.name, text, bos + parents, *pinned, generate, *learned, chunk.role))
+    ignored = {
+        i + shift: frozenset(chunk.lint.ignore)
+        for i, chunk in enumerate(spec.chunks)
+        if chunk.lint is not None
+    }
+    return Graph(
+        tuple(chunks),
+        spec.positions,
+        spec.tokenizer,
+        parsed.source,
+        tuple(_shifted(assertion, shift) for assertion in parsed.assertions),
+        frozenset(spec.lint.ignore if spec.lint is not None else ()),
+        ignored,
+    )
+
+
+def _shifted(assertion: Assertion, shift: int) -> Assertion:
+    """The same, with the BOS chunk in front of the others."""
+    chunks = assertion.chunks
+    return replace(
+        assertion,
+        pairs=tuple((one + shift, other + shift) for one, other in assertion.pairs),
+        chunks=None if chunks is None else tuple(chunk + shift for chunk in chunks),
+    )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from legraph.errors import did_you_mean
 from legraph.marks import printable, quoted
-from legraph.schema import BOS_NAME
+from legraph.schema import ALL_BEFORE, BOS_NAME
 
 MAX_CYCLE_NAMES_DRAWN = 12
 # Each cycle costs a walk over the graph.
@@ -56,6 +56,10 @@ def link_problems(links: Sequence[Link], has_bos: bool) -> list[LinkProblem]:
                     f"chunk name {BOS_NAME!r} is taken by the chunk that 'bos: true' adds",
                     expected="another name, or no 'bos: true'",
                 )
+            )
+        elif link.name == ALL_BEFORE:
+            problems.append(
+                LinkProblem(i, None, f"{ALL_BEFORE!r} in 'parents' means all chunks before", "another name")
             )
         elif link.name in index_by_name:
             first = index_by_name[link.name]

@@ -1,14 +1,14 @@
 """Graph file -> `ParsedFile`: the file's content as checked data, or every problem of the file at once.
 
-Order of the checks: syntax, single values (`schema`), keys that exclude each other, names and edges
-(`links`), text files. Only broken syntax ends the reading; all other problems are collected.
+Order of the checks: syntax, the language (`expand`), single values (`schema`), keys that exclude each other,
+names and edges (`links`), text files. Only broken syntax ends the reading; all other problems are collected.
 """
 
 from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +17,30 @@ from typing import Any, cast, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from legraph.assertions import Assertion, resolved
 from legraph.errors import GraphError, KeyPath, Problem, Source, did_you_mean
+from legraph.expand import expand
 from legraph.links import Link, link_problems
+from legraph.loops import check_inside
 from legraph.marks import describe, number, printable, quoted
-from legraph.schema import FORMAT_VERSION, MAX_NAME_LENGTH, ChunkSpec, GenerateSpec, GraphFile, PositionPolicy
+from legraph.origin import Places
+from legraph.schema import (
+    FORMAT_VERSION,
+    MAX_NAME_LENGTH,
+    AssertSpec,
+    ChunkEntry,
+    GenerateSpec,
+    GraphFile,
+    LintSpec,
+    PositionPolicy,
+    Role,
+    WrittenGraph,
+    keys_of,
+)
+from legraph.selectors import Selectors
 from legraph.source import SourceText, read_text_file
 
+_Finder = SourceText | Places
 _EXPECTED_BY_TYPE = {
     "string_type": "a string",
     "int_type": "a whole number",
@@ -31,6 +49,7 @@ _EXPECTED_BY_TYPE = {
     "tuple_type": "a list",
     "model_type": "a mapping",
 }
+_LITERALS = (*get_args(PositionPolicy), *get_args(Role))
 _EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 _EXPECTED_NAME = "a letter or '_', then letters, digits, '_', '.' or '-'"
 
@@ -41,22 +60,33 @@ class ParsedFile:
 
     spec: GraphFile
     texts: tuple[str, ...]
-    source: SourceText
+    source: SourceText | Places
+    assertions: tuple[Assertion, ...] = ()
+    # What the selectors of its chunks meant; None where the file has none of the language.
+    selectors: Selectors | None = None
 
 
-def parse_file(path: str | Path) -> ParsedFile:
+def parse_file(
+    path: str | Path, variables: Mapping[str, Any] | None = None, allow_outside: bool = False
+) -> ParsedFile:
     """Reads and checks a graph file (YAML, TOML or JSON; `-` is standard input).
+
+    Args:
+        variables: override those of the file: strings, numbers or booleans by name.
+        allow_outside: paths in the file may lead out of its folder.
 
     Raises:
         GraphError: with all problems of the file, each with its place.
     """
-    return parse(SourceText.load(path))
+    return parse(SourceText.load(path), variables, allow_outside)
 
 
-def parse(source: SourceText) -> ParsedFile:
-    """Checks the text of a graph file. Raises as `parse_file`."""
+def parse(
+    source: SourceText, variables: Mapping[str, Any] | None = None, allow_outside: bool = False
+) -> ParsedFile:
+    """Checks the text of a graph file. Arguments and errors as `parse_file`."""
     with _collector_paused():
-        return _parse(source)
+        return _parse(source, variables or {}, None if allow_outside else source.folder)
 
 
 @contextmanager
@@ -71,33 +101,44 @@ def _collector_paused() -> Generator[None, None, None]:
             gc.enable()
 
 
-def _parse(source: SourceText) -> ParsedFile:
+def _parse(source: SourceText, variables: Mapping[str, Any], tree: Path | None) -> ParsedFile:
     data, problems = source.read()
     if not isinstance(data, dict):
         what = (
             "the file is empty" if data is None else f"a graph file must be a mapping, not {describe(data)}"
         )
         raise GraphError([*problems, Problem(what, "'legraph: 1' and 'chunks:'", source=source.place(()))])
-    data = cast("dict[str, Any]", data)
+    expanded = expand(source, cast("dict[str, Any]", data), variables, tree)
+    data, places = expanded.data, expanded.places
+    problems += expanded.problems
     spec = None
     try:
         spec = GraphFile.model_validate(data)
     except ValidationError as error:
         found = [details for details in error.errors(include_url=False) if not _is_echo(details)]
-        problems += [_schema_problem(source, data, details) for details in found]
+        problems += [_schema_problem(places, data, details) for details in found]
     entries = _entries(data)
-    problems += _exclusion_problems(source, entries)
-    problems += _link_problems(source, data, entries)
-    texts, text_problems = _read_texts(source, entries)
+    problems += _exclusion_problems(places, entries)
+    problems += _link_problems(places, data, entries)
+    texts, text_problems = _read_texts(source.folder, tree, places, entries)
     problems += text_problems
+    assertions: tuple[Assertion, ...] = ()
+    if spec is not None and spec.assertions:
+        assertions, wrong = resolved(spec, expanded)
+        problems += wrong
     if problems or spec is None:
-        raise GraphError(sorted(problems, key=_place_in_file))
-    return ParsedFile(spec, texts, source)
+        raise GraphError(_in_order(problems, source))
+    return ParsedFile(spec, texts, places, assertions, expanded.chunks)
 
 
-def _place_in_file(problem: Problem) -> tuple[int, int]:
-    assert problem.source is not None
-    return problem.source.line or 0, problem.source.column or 0
+def _in_order(problems: list[Problem], source: SourceText) -> list[Problem]:
+    """In the order of the file, then those of other files; once, if all rounds of a loop have it."""
+    first = dict[tuple[Any, ...], Problem]()
+    for problem in problems:
+        assert problem.source is not None
+        place = problem.source.file, problem.source.line or 0, problem.source.column or 0
+        first.setdefault((place[0] != source.name, *place, problem.message), problem)
+    return [first[key] for key in sorted(first, key=lambda key: key[:-1])]
 
 
 def _entries(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -109,7 +150,7 @@ def _entries(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
     return [(i, cast("dict[str, Any]", entry)) for i, entry in numbered if isinstance(entry, dict)]
 
 
-def _exclusion_problems(source: SourceText, entries: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
+def _exclusion_problems(source: _Finder, entries: list[tuple[int, dict[str, Any]]]) -> Iterator[Problem]:
     for i, entry in entries:
         label = _label(entry)
         path: KeyPath = ("chunks", i)
@@ -134,7 +175,7 @@ def _exclusion_problems(source: SourceText, entries: list[tuple[int, dict[str, A
 
 
 def _link_problems(
-    source: SourceText, data: dict[str, Any], entries: list[tuple[int, dict[str, Any]]]
+    source: _Finder, data: dict[str, Any], entries: list[tuple[int, dict[str, Any]]]
 ) -> Iterator[Problem]:
     links = [Link(_string(entry.get("name")), _strings(entry.get("parents"))) for _, entry in entries]
     for problem in link_problems(links, has_bos=data.get("bos") is True):
@@ -144,16 +185,17 @@ def _link_problems(
 
 
 def _read_texts(
-    source: SourceText, entries: list[tuple[int, dict[str, Any]]]
+    folder: Path, tree: Path | None, places: _Finder, entries: list[tuple[int, dict[str, Any]]]
 ) -> tuple[tuple[str, ...], list[Problem]]:
     texts, problems = list[str](), list[Problem]()
     for i, entry in entries:
         text, file = _string(entry.get("text")), _string(entry.get("file"))
         if text is None and file:
             try:
-                text = read_text_file(source.folder / file, file)
+                check_inside(file, folder, tree)
+                text = read_text_file(folder / file, file)
             except GraphError as error:
-                place = source.place(("chunks", i, "file"))
+                place = places.place(("chunks", i, "file"))
                 problems += [
                     Problem(problem.message, problem.expected, problem.hint, place)
                     for problem in error.problems
@@ -193,14 +235,14 @@ def _wrong_type(kind: str, key: str, value: Any, place: Source) -> Problem:
     return Problem(f"{key} must be {_EXPECTED_BY_TYPE[kind]}, not {describe(value)}", hint=hint, source=place)
 
 
-def _schema_problem(source: SourceText, data: dict[str, Any], details: ErrorDetails) -> Problem:
+def _schema_problem(source: _Finder, data: dict[str, Any], details: ErrorDetails) -> Problem:
     """A pydantic error in our words, at its place in the file."""
     path: KeyPath = details["loc"]
     kind, value = details["type"], details["input"]
     key = _key_label(path)
     place = source.place(path)
     if kind == "extra_forbidden":
-        known = list(_model_at(path).model_fields)
+        known = keys_of(_model_at(path))
         return Problem(
             f"unknown key {quoted(str(path[-1]))}",
             f"one of {', '.join(known)}",
@@ -226,16 +268,25 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
         return (
             f"{key} is {quoted(value) if isinstance(value, str) else describe(value)}",
             context["expected"],
-            did_you_mean(value, get_args(PositionPolicy)) if isinstance(value, str) else None,
+            did_you_mean(value, _LITERALS) if isinstance(value, str) else None,
         )
     if kind == "string_pattern_mismatch":
-        return f"{quoted(value)} cannot be a chunk's name", _EXPECTED_NAME, None
+        if "ignore" in details["loc"]:
+            return f"{quoted(value)} cannot be the code of a finding", "a code such as LG001", None
+        what = "group's" if key == "'group'" else "chunk's"
+        return f"{quoted(value)} cannot be a {what} name", _EXPECTED_NAME, None
     if kind == "string_too_long":
         return f"{key} is {len(value):,} characters long", f"at most {MAX_NAME_LENGTH}", None
     if kind == "string_too_short":
         return f"{key} is empty", "a string of at least one character", None
-    if kind == "too_short":
+    if kind == "too_short" and key == "'chunks'":
         return "the graph has no chunks", "at least one chunk", None
+    if kind in ("too_short", "too_long"):
+        return (
+            f"{key} has {context['actual_length']} entries",
+            f"{context['min_length' if kind == 'too_short' else 'max_length']}",
+            None,
+        )
     if kind == "greater_than_equal" and key in ("'start'", "'end'"):
         what = "a position" if key == "'start'" else "the last token's position, one less,"
         return f"{key} is {number(value)}: {what} cannot be negative", f"{context['ge']} or more", None
@@ -255,9 +306,13 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
 
 def _model_at(path: KeyPath) -> type[BaseModel]:
     """The model whose keys stand beside the last key of a path."""
+    if path[0] == "assert" and len(path) > 1:
+        return AssertSpec
     if "generate" in path[:-1]:
         return GenerateSpec
-    return ChunkSpec if len(path) > 1 else GraphFile
+    if "lint" in path[:-1]:
+        return LintSpec
+    return ChunkEntry if len(path) > 1 else WrittenGraph
 
 
 def _key_label(path: KeyPath) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -35,8 +35,13 @@ class _RowText(SourceText):
         return Source(self.name, self.row, key_path=path)
 
 
-def read_rows(path: str | Path) -> list[Row]:
+def read_rows(
+    path: str | Path, variables: Mapping[str, Any] | None = None, allow_outside: bool = False
+) -> list[Row]:
     """All rows of a file; empty lines are passed over. Relative paths in a graph start at the file's folder.
+
+    Args:
+        variables, allow_outside: of every graph, as for `parse.parse_file`.
 
     Raises:
         GraphError: with all problems of all rows, each with its line.
@@ -48,7 +53,7 @@ def read_rows(path: str | Path) -> list[Row]:
             continue
         place = Source(name, number)
         try:
-            row = _row(line, place, Path(path).parent)
+            row = _row(line, place, Path(path).parent, variables, allow_outside)
         except GraphError as error:
             problems += error.problems
             continue
@@ -65,7 +70,9 @@ def read_rows(path: str | Path) -> list[Row]:
     return rows
 
 
-def _row(line: str, place: Source, folder: Path) -> Row:
+def _row(
+    line: str, place: Source, folder: Path, variables: Mapping[str, Any] | None, allow_outside: bool
+) -> Row:
     try:
         data: Any = json.loads(line, object_pairs_hook=_object)
     except (ValueError, RecursionError) as error:
@@ -81,7 +88,8 @@ def _row(line: str, place: Source, folder: Path) -> Row:
     # As text once more: the same reader, with the same refusals, as for a file.
     graph_text = json.dumps(row["graph"], ensure_ascii=True)
     try:
-        parsed = parse(_RowText(place.file, graph_text, "yaml", folder, row=place.line))
+        text = _RowText(place.file, graph_text, "yaml", folder, row=place.line)
+        parsed = parse(text, variables, allow_outside)
     except GraphError as error:
         raise GraphError(map(_in_row, error.problems)) from None
     return Row(row["id"], parsed, place.line or 0)

@@ -1,5 +1,9 @@
 """The graph file format, version 1, as data: what keys there are, what they hold, what they mean.
 
+`GraphFile` is a file with everything spelled out: what `expand` makes of the language of a file (variables,
+loops, selectors, includes), and what is checked and compiled. `WrittenGraph` is a file as people write it;
+the JSON Schema is made from it.
+
 This module knows single values only. What needs the whole file (names that repeat, parents that do not
 exist, cycles) is in `links`, and where a value stands in the file is in `source`.
 """
@@ -12,12 +16,32 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 FORMAT_VERSION = 1
 NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.\-]*$"
+# As written, with variables in it.
+WRITTEN_NAME_PATTERN = r"^([A-Za-z_]|\$\{[^{}]*\})([A-Za-z0-9_.\-]|\$\{[^{}]*\})*$"
+VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
+LINT_CODE_PATTERN = r"^LG[0-9]{3}$"
 MAX_NAME_LENGTH = 256
 BOS_NAME = "bos"
+# Means something in `parents`, so that no chunk can be called so.
+ALL_BEFORE = "all-before"
 SCHEMA_ID = "https://legraph.dev/schemas/graph.schema.json"
 
 PositionPolicy = Literal["causal", "flat", "local"]
-Name = Annotated[str, Field(pattern=NAME_PATTERN, max_length=MAX_NAME_LENGTH)]
+Role = Literal["system", "user", "assistant"]
+Name = Annotated[
+    str,
+    Field(
+        pattern=NAME_PATTERN,
+        max_length=MAX_NAME_LENGTH,
+        json_schema_extra={"pattern": WRITTEN_NAME_PATTERN},
+    ),
+]
+Scalar = str | int | float | bool
+VariableName = Annotated[str, Field(pattern=VARIABLE_PATTERN)]
+# pydantic leaves keys of other patterns open in the JSON Schema.
+_ONLY_VARIABLES: dict[str, Any] = {"propertyNames": {"pattern": VARIABLE_PATTERN}}
+# Two selectors: who, and whom.
+Pair = Annotated[tuple[str, ...], Field(strict=False, min_length=2, max_length=2)]
 
 
 class Spec(BaseModel):
@@ -69,6 +93,63 @@ class GenerateSpec(Spec):
     )
 
 
+class LintSpec(Spec):
+    """What `legraph lint` does not report."""
+
+    ignore: tuple[Annotated[str, Field(pattern=LINT_CODE_PATTERN)], ...] = Field(
+        strict=False,
+        description="Codes of findings that are meant to be so.",
+        examples=[["LG001"]],
+    )
+
+
+_ASSERTIONS = ("sees", "not_sees", "influences", "not_influences", "max_tokens")
+
+
+class AssertSpec(Spec):
+    """One thing that must hold of the graph. Selectors that match several chunks mean every pair of them."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "oneOf": [{"required": [key]} for key in _ASSERTIONS],
+            "dependentRequired": {"of": ["max_tokens"]},
+        }
+    )
+
+    sees: Pair | None = Field(
+        default=None,
+        description="[q, k]: q attends to k: they are the same chunk, or k is a direct parent of q.",
+        examples=[["question", "doc1"]],
+    )
+    not_sees: Pair | None = Field(
+        default=None,
+        description="[q, k]: q does not attend to k.",
+        examples=[["doc1", "@docs"]],
+    )
+    influences: Pair | None = Field(
+        default=None,
+        description="[a, b]: what a says can reach b, through any number of chunks between them.",
+        examples=[["doc1", "answer"]],
+    )
+    not_influences: Pair | None = Field(
+        default=None,
+        description="[a, b]: nothing of a reaches b.",
+        examples=[["secret", "answer"]],
+    )
+    max_tokens: int | None = Field(
+        default=None,
+        ge=1,
+        lt=2**31,
+        description="The graph has no more tokens, or each of the chunks of 'of'. Needs a tokenizer.",
+        examples=[4096],
+    )
+    of: str | None = Field(
+        default=None,
+        description="The chunks that max_tokens is about, each by itself.",
+        examples=["@docs"],
+    )
+
+
 class ChunkSpec(Spec):
     """One chunk of text: it attends causally to itself and fully to its direct parents, to nothing else."""
 
@@ -94,6 +175,20 @@ class ChunkSpec(Spec):
         description="Path of a UTF-8 text file, instead of text; relative to the graph file.",
         examples=["docs/two.txt"],
     )
+    role: Role | None = Field(
+        default=None,
+        description="Write the markers that the tokenizer's own chat template has for this role around the "
+        "text. An assistant's text may be empty: the model, or the completion, writes it.",
+        examples=["user"],
+    )
+    group: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        max_length=MAX_NAME_LENGTH,
+        json_schema_extra={"pattern": WRITTEN_NAME_PATTERN},
+        description="Name of a set that the chunk belongs to; '@name' in parents means all of it.",
+        examples=["docs"],
+    )
     completion: str | None = Field(
         default=None,
         min_length=1,
@@ -110,9 +205,10 @@ class ChunkSpec(Spec):
     parents: tuple[str, ...] = Field(
         default=(),
         strict=False,
-        description="Names of the chunks this one sees in full. Nothing is inherited: a grandparent is "
-        "invisible unless it is listed too.",
-        examples=[["doc1", "doc2"]],
+        description="The chunks this one sees in full: names, globs (doc*), groups (@docs), all-before, "
+        "ancestors(x); ^x takes out again. Nothing is inherited: a grandparent is invisible unless it is "
+        "listed too.",
+        examples=[["doc1", "doc2"], ["@docs", "^doc3"]],
     )
     start: int | None = Field(
         default=None,
@@ -132,6 +228,11 @@ class ChunkSpec(Spec):
         default=None,
         description="Let the model continue this chunk; its children see the text and what was generated.",
         examples=[{"max_new_tokens": 32, "stop": ["\n"]}],
+    )
+    lint: LintSpec | None = Field(
+        default=None,
+        description="Findings of 'legraph lint' about this chunk that are meant to be so.",
+        examples=[{"ignore": ["LG001"]}],
     )
 
 
@@ -162,6 +263,18 @@ class GraphFile(Spec):
         description="The chunks, in any order; among chunks that are ready, the first declared comes first.",
         examples=[[{"name": "question", "text": "What does the fox say?"}]],
     )
+    assertions: tuple[AssertSpec, ...] = Field(
+        default=(),
+        alias="assert",
+        strict=False,
+        description="What must hold of the graph; checked by check, compile and run.",
+        examples=[[{"not_influences": ["secret", "answer"]}]],
+    )
+    lint: LintSpec | None = Field(
+        default=None,
+        description="Findings of 'legraph lint' about any chunk that are meant to be so.",
+        examples=[{"ignore": ["LG001"]}],
+    )
 
     @field_validator("legraph", mode="before")
     @classmethod
@@ -172,7 +285,97 @@ class GraphFile(Spec):
         return version
 
 
+class RangeSpec(Spec):
+    """Whole numbers, as Python's range: [stop], [start, stop] or [start, stop, step]."""
+
+    range: int | Annotated[tuple[int, ...], Field(strict=False, min_length=1, max_length=3)] = Field(
+        description="A number n for 0..n-1, or start, stop and step.", examples=[3, [1, 11]]
+    )
+
+
+LoopSource = (
+    Annotated[str, Field(min_length=1)]
+    | Annotated[tuple[Scalar | dict[str, Any], ...], Field(strict=False, min_length=1)]
+    | RangeSpec
+)
+Loops = Annotated[dict[VariableName, LoopSource], Field(min_length=1)]
+_FOR = Field(
+    default=None,
+    alias="for",
+    json_schema_extra=_ONLY_VARIABLES,
+    description="One chunk for each item: files by a glob (docs/*.txt), rows of a .jsonl, .json or .csv file, "
+    "a list, or a range. The entry's strings use ${doc}, ${doc.path}, ${doc.index}, ...",
+    examples=[{"doc": "docs/*.txt"}, {"row": "rows.jsonl"}, {"i": {"range": 3}}],
+)
+
+
+class ChunkEntry(ChunkSpec):
+    """One chunk of text, or one for each item of a loop. It attends causally to itself and fully to its
+    direct parents, to nothing else."""
+
+    loops: Loops | None = _FOR
+
+
+class IncludeEntry(Spec):
+    """The chunks of another graph file."""
+
+    include: str = Field(
+        min_length=1, description="Path of the graph file, relative to this one.", examples=["doc.yaml"]
+    )
+    prefix: Name | None = Field(
+        default=None,
+        alias="as",
+        description="Its names stand behind this one and a point, and @name means all of its chunks.",
+        examples=["doc1"],
+    )
+    variables: dict[VariableName, Scalar] | None = Field(
+        default=None,
+        alias="vars",
+        json_schema_extra=_ONLY_VARIABLES,
+        description="Its variables; it sees none of this file's.",
+        examples=[{"path": "a.txt"}],
+    )
+    parents: tuple[str, ...] = Field(
+        default=(),
+        strict=False,
+        description="Chunks of this file that each of its chunks sees as well.",
+        examples=[["head"]],
+    )
+    group: str | None = Field(
+        default=None,
+        pattern=NAME_PATTERN,
+        max_length=MAX_NAME_LENGTH,
+        json_schema_extra={"pattern": WRITTEN_NAME_PATTERN},
+        description="Name of a set that all of its chunks belong to.",
+        examples=["docs"],
+    )
+    loops: Loops | None = _FOR
+
+
+class WrittenGraph(GraphFile):
+    """A prompt graph: a DAG of text chunks, as a file says it."""
+
+    variables: dict[VariableName, Scalar] = Field(
+        default={},
+        alias="vars",
+        json_schema_extra=_ONLY_VARIABLES,
+        description="Variables and their values, for ${name} in any string of the file; --var overrides.",
+        examples=[{"title": "The fox"}],
+    )
+    chunks: tuple[ChunkEntry | IncludeEntry, ...] = Field(  # type: ignore[assignment]
+        strict=False,
+        min_length=1,
+        description="The chunks, in any order; among chunks that are ready, the first declared comes first.",
+        examples=[[{"name": "question", "text": "What does the fox say?"}]],
+    )
+
+
+def keys_of(model: type[BaseModel]) -> list[str]:
+    """The keys of a model as they are written."""
+    return [each.alias or name for name, each in model.model_fields.items()]
+
+
 def json_schema() -> dict[str, Any]:
     """The JSON Schema (draft 2020-12) of a graph file, for editors and validators."""
-    schema = GraphFile.model_json_schema(mode="validation")
+    schema = WrittenGraph.model_json_schema(mode="validation")
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", "$id": SCHEMA_ID} | schema

@@ -21,6 +21,8 @@ from legraph.parse import parse_file
 ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 GRAPHS = sorted([*EXAMPLES.glob("*.yaml"), *EXAMPLES.glob("*.toml")])
+# Those that say every chunk by itself.
+PLAIN = [path for path in GRAPHS if "${" not in path.read_text(encoding="utf-8")]
 TWINS = sorted(path.stem for path in EXAMPLES.glob("*.toml"))
 SCRIPTS = sorted(EXAMPLES.glob("[!_]*.py"))
 SCHEMA = "../schemas/graph.schema.json"
@@ -80,7 +82,7 @@ def test_there_are_examples() -> None:
     assert (EXAMPLES / SCHEMA).resolve().is_file()
 
 
-@pytest.mark.parametrize("path", GRAPHS, ids=name_of)
+@pytest.mark.parametrize("path", PLAIN, ids=name_of)
 def test_an_example_compiles_to_what_its_file_says(path: Path) -> None:
     """The file is read a second way, by plain YAML and TOML readers."""
     text = path.read_text(encoding="utf-8")
@@ -96,6 +98,17 @@ def test_an_example_compiles_to_what_its_file_says(path: Path) -> None:
     leaves = {bundle.span_names[i] for i in bundle.leaves}
     completed = {chunk["name"] for chunk in data["chunks"] if "completion" in chunk}
     assert leaves <= generating | completed, "every leaf says how much it wants, or what it is to say"
+
+
+@pytest.mark.parametrize("path", [each for each in GRAPHS if each not in PLAIN], ids=name_of)
+def test_the_folder_example_holds_the_folder(path: Path) -> None:
+    bundle = legraph.compile_file(path, variables={"key": "copper key of Sarn"})
+    documents = sorted(file.stem for file in (EXAMPLES / "gates").iterdir())
+    assert bundle.span_names == ("head", *documents, "question") and len(documents) == 3
+    for name in documents:
+        assert bundle.parents(name).tolist() == [0]
+    assert bundle.parents("question").tolist() == [0, 1, 2, 3]
+    assert engine().run(bundle).outputs["question"].text.strip() == "the west gate."
 
 
 @pytest.mark.parametrize("name", TWINS)

@@ -21,8 +21,10 @@ from legraph.source import SourceText
 from tests.marked import Place, place_of, unmark
 
 SYNTAXES = ("yaml", "flow", "json", "toml")
-FILE_KEYS = "one of legraph, tokenizer, positions, bos, chunks"
-CHUNK_KEYS = "one of name, text, file, completion, loss, parents, start, end, generate"
+FILE_KEYS = "one of legraph, tokenizer, positions, bos, chunks, assert, lint, vars"
+CHUNK_KEYS = (
+    "one of name, text, file, role, group, completion, loss, parents, start, end, generate, lint, for"
+)
 GENERATE_KEYS = "one of max_new_tokens, stop, temperature, top_k, top_p, seed"
 TEMPERATURE = "did you mean 'temperature'?"
 NAME = "a letter or '_', then letters, digits, '_', '.' or '-'"

@@ -93,9 +93,9 @@ def test_every_local_link_leads_somewhere() -> None:
 
 
 def test_every_key_of_the_format_is_explained() -> None:
-    from legraph.schema import ChunkSpec, GraphFile
+    from legraph.schema import ChunkEntry, WrittenGraph, keys_of
 
-    for key in (*GraphFile.model_fields, *ChunkSpec.model_fields):
+    for key in (*keys_of(WrittenGraph), *keys_of(ChunkEntry)):
         assert f"`{key}" in README, key
 
 

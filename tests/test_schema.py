@@ -10,10 +10,22 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from legraph.errors import GraphError
 from legraph.parse import parse, parse_file
-from legraph.schema import BOS_NAME, FORMAT_VERSION, ChunkSpec, GenerateSpec, GraphFile, json_schema
+from legraph.schema import (
+    BOS_NAME,
+    FORMAT_VERSION,
+    AssertSpec,
+    ChunkEntry,
+    GenerateSpec,
+    IncludeEntry,
+    LintSpec,
+    RangeSpec,
+    WrittenGraph,
+    json_schema,
+)
 from legraph.source import SourceText
 
 ROOT = Path(__file__).parent.parent
@@ -25,9 +37,9 @@ def is_valid(data: Any) -> bool:
     return jsonschema.Draft202012Validator(json_schema()).is_valid(data)
 
 
-def parses(data: Any) -> bool:
+def parses(data: Any, folder: Path = Path()) -> bool:
     try:
-        parse(SourceText("g", json.dumps(data), "yaml", Path()))
+        parse(SourceText("g", json.dumps(data), "yaml", folder))
     except GraphError:
         return False
     return True
@@ -50,18 +62,21 @@ def test_the_schema_is_a_valid_one_of_draft_2020_12():
 
 def test_the_keys_are_those_of_the_format():
     schema = json_schema()
-    assert list(schema["properties"]) == ["legraph", "tokenizer", "positions", "bos", "chunks"]
-    assert list(schema["$defs"]["ChunkSpec"]["properties"]) == [
-        "name",
-        "text",
-        "file",
-        "completion",
-        "loss",
-        "parents",
-        "start",
-        "end",
-        "generate",
+    assert list(schema["properties"]) == [
+        "legraph",
+        "tokenizer",
+        "positions",
+        "bos",
+        "chunks",
+        "assert",
+        "lint",
+        "vars",
     ]
+    chunk = "name text file role group completion loss parents start end generate lint for"
+    assert list(schema["$defs"]["ChunkEntry"]["properties"]) == chunk.split()
+    assert list(schema["$defs"]["IncludeEntry"]["properties"]) == "include as vars parents group for".split()
+    assertion = "sees not_sees influences not_influences max_tokens of"
+    assert list(schema["$defs"]["AssertSpec"]["properties"]) == assertion.split()
     assert list(schema["$defs"]["GenerateSpec"]["properties"]) == [
         "max_new_tokens",
         "stop",
@@ -79,17 +94,24 @@ def test_every_property_has_a_description_and_an_example(name: str, schema: dict
     assert schema["examples"]
 
 
-@pytest.mark.parametrize("model", [GraphFile, ChunkSpec, GenerateSpec])
-def test_every_example_of_a_property_may_stand_there(model: type[GraphFile | ChunkSpec | GenerateSpec]):
-    required: dict[str, Any] = {
-        GraphFile: {"legraph": 1, "chunks": [A]},
-        ChunkSpec: {"name": "a"},
-        GenerateSpec: {},
-    }[model]
-    examples = [(name, each) for name, field in model.model_fields.items() for each in field.examples or ()]
-    assert len(examples) >= len(model.model_fields)
+REQUIRED: dict[type[BaseModel], dict[str, Any]] = {
+    WrittenGraph: {"legraph": 1, "chunks": [A]},
+    ChunkEntry: {"name": "a"},
+    IncludeEntry: {"include": "a.yaml"},
+    AssertSpec: {},
+    LintSpec: {"ignore": []},
+    RangeSpec: {"range": 1},
+    GenerateSpec: {},
+}
+
+
+@pytest.mark.parametrize("model", REQUIRED)
+def test_every_example_of_a_property_may_stand_there(model: type[BaseModel]):
+    fields = [(field.alias or name, field.examples or ()) for name, field in model.model_fields.items()]
+    examples = [(name, each) for name, written in fields for each in written]
+    assert len(examples) >= len(fields)
     for name, example in examples:
-        model.model_validate(required | {name: example})
+        model.model_validate(REQUIRED[model] | {name: example})
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
@@ -102,6 +124,13 @@ def test_there_are_examples():
     assert len(EXAMPLES) >= 5
 
 
+B = {"name": "b", "text": "y"}
+
+
+def loop(*more: Any, **over: Any) -> dict[str, Any]:
+    return {"legraph": 1, "chunks": [{"for": over, "name": "c${i.index}", "text": "${i}"}, *more]}
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -111,7 +140,26 @@ def test_there_are_examples():
         {"legraph": 1, "chunks": [A | {"start": 0}, {"name": "b", "text": "", "end": 1}]},
         {"legraph": 1, "chunks": [A, A | {"name": "b", "parents": ["a"], "generate": {"stop": ["x"]}}]},
         {"legraph": 1, "chunks": [A | {"generate": {"temperature": 0, "top_p": 1, "top_k": 1, "seed": 0}}]},
+        {
+            "legraph": 1,
+            "vars": {"a": 1, "b": "x", "c": True},
+            "chunks": [{"name": "n${a}", "text": "${b} ${c}"}],
+        },
+        loop(i=["x", 2]),
+        loop(i={"range": 3}),
+        loop(i={"range": [1, 9, 2]}),
+        {"legraph": 1, "chunks": [{"for": {"i": [{"k": "v"}]}, "name": "${i.k}", "text": "x"}]},
+        {"legraph": 1, "chunks": [A | {"group": "g"}, B | {"parents": ["@g"]}]},
+        {"legraph": 1, "chunks": [A, B | {"parents": ["all-before", "^a"]}]},
+        {
+            "legraph": 1,
+            "chunks": [A | {"role": "user", "lint": {"ignore": ["LG001"]}}],
+            "lint": {"ignore": []},
+        },
+        {"legraph": 1, "chunks": [A, B], "assert": [{"not_sees": ["a", "b"]}, {"max_tokens": 1, "of": "a"}]},
+        {"legraph": 1, "chunks": [A], "assert": []},
     ],
+    ids=str,
 )
 def test_the_schema_accepts_what_the_reader_accepts(data: Any):
     assert is_valid(data) and parses(data)
@@ -163,6 +211,33 @@ def test_the_schema_accepts_what_the_reader_accepts(data: Any):
         {"legraph": 1, "chunks": [A | {"generate": {"top_p": 1.1}}]},
         {"legraph": 1, "chunks": [A | {"generate": {"seed": -1}}]},
         {"legraph": 1, "chunks": [A | {"generate": {"other": 1}}]},
+        {"legraph": 1, "vars": [], "chunks": [A]},
+        {"legraph": 1, "vars": {"a": []}, "chunks": [A]},
+        {"legraph": 1, "vars": {"a b": 1}, "chunks": [A]},
+        loop(),
+        loop(i=[]),
+        loop(i=[[1]]),
+        loop(i=1),
+        loop(i=""),
+        loop(i={"range": []}),
+        loop(i={"range": 1.5}),
+        loop(i={"other": 1}),
+        {"legraph": 1, "chunks": [A | {"group": 1}]},
+        {"legraph": 1, "chunks": [A | {"group": "a b"}]},
+        {"legraph": 1, "chunks": [A | {"role": "robot"}]},
+        {"legraph": 1, "chunks": [A | {"lint": {}}]},
+        {"legraph": 1, "chunks": [A | {"lint": {"ignore": ["X"]}}]},
+        {"legraph": 1, "chunks": [A, {"include": ""}]},
+        {"legraph": 1, "chunks": [A, {"include": "x.yaml", "other": 1}]},
+        {"legraph": 1, "chunks": [A, {"include": "x.yaml", "as": "1"}]},
+        {"legraph": 1, "chunks": [A], "assert": {}},
+        {"legraph": 1, "chunks": [A], "assert": [{}]},
+        {"legraph": 1, "chunks": [A], "assert": [{"sees": ["a"]}]},
+        {"legraph": 1, "chunks": [A], "assert": [{"sees": ["a", "a", "a"]}]},
+        {"legraph": 1, "chunks": [A], "assert": [{"sees": ["a", "a"], "not_sees": ["a", "a"]}]},
+        {"legraph": 1, "chunks": [A], "assert": [{"sees": ["a", "a"], "of": "a"}]},
+        {"legraph": 1, "chunks": [A], "assert": [{"max_tokens": 0}]},
+        {"legraph": 1, "chunks": [A], "assert": [{"of": "a"}]},
     ],
     ids=str,
 )

@@ -1,0 +1,108 @@
+"""`${name}` in the strings of a graph file: looked up after parsing, never in the file's raw text.
+
+What is put in is not looked through again, so that a value (a title from a data file, say) stays text.
+`$${` writes the two characters `${`; a `$` by itself means nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from legraph.errors import did_you_mean
+from legraph.marks import describe, number, quoted
+
+MARK = "${"
+_REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
+# What is reported: message, what was expected, a hint.
+Report = Callable[[str, str | None, str | None], object]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """What a loop's variable stands for in one round.
+
+    Attributes:
+        value: a string, number, boolean, or the mapping of a row.
+        fields: what `${name.field}` gives: of a file its path, name and stem; of a row its columns; and
+            always index (from 0) and number (from 1).
+        shown: how reports call it.
+    """
+
+    value: Any
+    fields: Mapping[str, Any]
+    shown: str
+
+
+@dataclass(slots=True)
+class Scope:
+    """The variables that a part of a file can use, and which of them were used."""
+
+    values: dict[str, Any]
+    used: set[str] = field(default_factory=set[str])
+
+    def with_items(self, items: Mapping[str, Item]) -> Scope:
+        """The same and some more, for one round of a loop."""
+        return Scope(self.values | dict(items), self.used) if items else self
+
+    def fill(self, text: str, report: Report) -> str:
+        """The text with every variable's value in its place; what cannot be looked up is reported."""
+        if MARK not in text:
+            return text
+        return _REFERENCE.sub(lambda found: self._value(found, report), text)
+
+    def _value(self, found: re.Match[str], report: Report) -> str:
+        if found[0] == "$${":
+            return MARK
+        if found[1] is None:
+            report("'${' without '}'", "a variable, such as ${name}", "'$${' writes the two characters '${'")
+            return found[0]
+        name, *parts = found[1].split(".")
+        if name not in self.values:
+            hint = did_you_mean(name, list(self.values)) or "declare it below 'vars:', or give --var"
+            if not name:
+                hint = "'$${' writes the two characters '${'"
+            report(f"unknown variable {quoted(found[0])}", self._known(), hint)
+            return found[0]
+        self.used.add(name)
+        return _written(found[0], self.values[name], parts, report)
+
+    def _known(self) -> str:
+        names = ", ".join(sorted(self.values))
+        return f"one of {names}" if names else "a variable; there are none here"
+
+
+def _written(reference: str, value: Any, parts: list[str], report: Report) -> str:
+    """The string that a reference stands for."""
+    fields: Mapping[str, Any] = {}
+    if isinstance(value, Item):
+        fields, value = value.fields, value.value
+    for at, part in enumerate(parts):
+        if at or not fields:
+            fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+        if part not in fields:
+            known = f"one of {', '.join(map(str, fields))}" if fields else "no '.' behind this name"
+            hint = did_you_mean(part, [str(each) for each in fields])
+            report(f"{quoted(reference)}: there is no {quoted(part)}", known, hint)
+            return reference
+        value = fields[part]
+    if isinstance(value, dict):
+        known = ", ".join(str(key) for key in cast("dict[Any, Any]", value))
+        report(f"{quoted(reference)} is a row, not a text", f"one of its fields: {known}", None)
+        return reference
+    text = scalar_text(value)
+    if text is None:
+        report(f"{quoted(reference)} is {describe(value)}", "a string, a number, true or false", None)
+        return reference
+    return text
+
+
+def scalar_text(value: Any) -> str | None:
+    """A scalar as it is written into a string; None for anything else."""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, bool):
+        return str(value).lower()
+    return number(value) if isinstance(value, int | float) else None
