@@ -61,7 +61,31 @@ OrderOption = Annotated[
         "--order", metavar="declared|locality", help="Token order; locality: what is seen lies together."
     ),
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option("--model", metavar="M", help="Path or hub id of a causal LM; default: recall, in the box."),
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", metavar="D", help="cuda, cuda:1, cpu, ...")]
+DtypeOption = Annotated[str, typer.Option("--dtype", metavar="T", help="auto, float32, bfloat16 or float16.")]
+AttnOption = Annotated[
+    str,
+    typer.Option(
+        "--attn", metavar="auto|flex|sdpa|eager", help="sdpa, eager: transformers' own, slow and plain."
+    ),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object for programs.")]
+VarOption = Annotated[
+    list[str] | None,
+    typer.Option("--var", metavar="NAME=VALUE", help="A variable of the graph file; may be repeated."),
+]
+VarsOption = Annotated[
+    str | None,
+    typer.Option("--vars", metavar="FILE", help="Variables: YAML, TOML or JSON of names and values."),
+]
+OutsideOption = Annotated[
+    bool, typer.Option("--allow-outside", help="Paths in the file may lead out of its folder.")
+]
 
 
 def main() -> NoReturn:
@@ -166,13 +190,27 @@ def compile_command(
         ),
     ] = "auto",
     order: OrderOption = "declared",
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    export: Annotated[
+        str | None,
+        typer.Option(
+            "--export",
+            metavar="dense|flashmask|ffa|cu-seqlens",
+            help="Instead of a bundle, write ids and mask as another attention library takes them (.npz).",
+        ),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compile a graph file to a bundle: token ids, positions, spans, parents, mask."""
     _one_of("--mask", mask, ("auto", "dense", "compact"))
-    path = _output_path(graph, output)
-    bundle = _compiled(graph, tokenizer, order)
-    bundle.save(path, mask)  # type: ignore[arg-type]
+    path = _output_path(graph, output) if export is None else _export_path(graph, output, export, mask)
+    bundle = _compiled(graph, tokenizer, order, _reading(var, vars_file, allow_outside))
+    if export is None:
+        bundle.save(path, mask)  # type: ignore[arg-type]
+    else:
+        _save_export(bundle, path, export)
     totals = {
         "output": str(path),
         "tokens": len(bundle),
@@ -197,14 +235,25 @@ def show(
         bool,
         typer.Option("--cost", help="What attention costs instead: pairs, blocks, kernels, predicted times."),
     ] = False,
+    expand: Annotated[
+        bool,
+        typer.Option("--expand", help="Print the graph file with loops, includes and selectors written out."),
+    ] = False,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Draw a graph as a tree, from the leaves up, with token counts, positions and totals."""
+    reading = _reading(var, vars_file, allow_outside)
+    if expand:
+        _print_expanded(source, reading, as_json)
+        return
     from legraph.show import summary, tree
 
     # For a bundle it only turns ids back into text; a graph is compiled with it.
     loaded = _tokenizer(tokenizer)
-    bundle = _bundle(source, loaded, order)
+    bundle = _bundle(source, loaded, order, reading)
     if cost:
         from legraph.costshow import CostPicture, cost_data
 
@@ -219,20 +268,25 @@ def show(
 @app.command()
 def check(
     graphs: Annotated[list[str], typer.Argument(metavar="GRAPH...", help="Graph files; - is stdin.")],
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check graph files, without a tokenizer: every problem with its place. Exit code 0 or 2."""
-    from legraph.parse import parse_file
+    from legraph.flow import assertion_problems
+    from legraph.graph import build_graph
     from legraph.rows import read_rows
 
+    reading = _reading(var, vars_file, allow_outside)
     found: dict[str, tuple[Problem, ...]] = {}
     for graph in graphs:
         try:
             if Path(graph).suffix == JSONL_SUFFIX:
-                read_rows(graph)
+                checked = [build_graph(row.graph) for row in read_rows(graph, *reading)]
             else:
-                parse_file(graph)
-            found[graph] = ()
+                checked = [_graph(graph, reading)]
+            found[graph] = tuple(problem for each in checked for problem in assertion_problems(each))
         except GraphError as error:
             found[graph] = error.problems
     if as_json:
@@ -251,6 +305,109 @@ def check(
         raise typer.Exit(2)
 
 
+@app.command("lint")
+def lint_command(
+    graphs: Annotated[list[str], typer.Argument(metavar="GRAPH...", help="Graph files; - is stdin.")],
+    tokenizer: TokenizerOption = None,
+    model_max: Annotated[
+        int | None,
+        typer.Option(
+            "--model-max", metavar="N", min=1, help="Positions the model has; else as its tokenizer says."
+        ),
+    ] = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find what is valid and may not be meant. Exit code 0, 1 with findings, 2 for invalid files."""
+    from legraph.flow import assertion_problems
+    from legraph.lint import Finding, lint
+
+    reading, loaded = _reading(var, vars_file, allow_outside), _tokenizer(tokenizer)
+    found: dict[str, list[Finding] | InputError] = {}
+    for graph in graphs:
+        try:
+            read = _graph(graph, reading)
+            if problems := assertion_problems(read):
+                raise GraphError(problems)
+            found[graph] = lint(read, loaded, model_max)
+        except InputError as error:
+            found[graph] = error
+    if as_json:
+        files = [_lint_data(graph, result) for graph, result in found.items()]
+        print(json.dumps({"ok": not any(found.values()), "files": files}))
+    else:
+        for graph, result in found.items():
+            if isinstance(result, InputError):
+                _draw_error(str(result))
+            else:
+                print("\n".join(map(str, result)) if result else f"{graph}: ok")
+    if any(found.values()):
+        raise typer.Exit(2 if any(isinstance(result, InputError) for result in found.values()) else 1)
+
+
+def _lint_data(graph: str, result: Any) -> dict[str, Any]:
+    is_wrong = isinstance(result, InputError)
+    return {
+        "file": graph,
+        "ok": not result,
+        "findings": [] if is_wrong else [finding.data() for finding in result],
+        "problems": [_as_data(problem) for problem in result.problems] if is_wrong else [],
+    }
+
+
+@app.command("explain")
+def explain_command(
+    source: InputArgument,
+    query: Annotated[str, typer.Argument(metavar="Q", help="Who looks: CHUNK, or CHUNK:3 for a token.")],
+    key: Annotated[str, typer.Argument(metavar="K", help="What is looked at: CHUNK, or CHUNK:-1.")],
+    tokenizer: TokenizerOption = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Say whether Q may attend to K, why, and how K's content reaches Q anyway."""
+    from legraph.explain import Target, explain, graph_of_bundle
+    from legraph.explainshow import explanation_data, explanation_text
+
+    targets = Target.of(query), Target.of(key)
+    given = _graph_or_bundle(source, _reading(var, vars_file, allow_outside))
+    bundle = given if _is_bundle(source) else None
+    graph = given if bundle is None else graph_of_bundle(given)
+    if bundle is None and any(target.index is not None for target in targets):
+        bundle = _compile_graph(graph, _tokenizer(tokenizer), "declared")
+    found = explain(graph, *targets, bundle)
+    print(json.dumps(explanation_data(found)) if as_json else explanation_text(found))
+
+
+@app.command("diff")
+def diff_command(
+    before: Annotated[str, typer.Argument(metavar="A", help="Graph file (- is stdin) or bundle.")],
+    after: Annotated[str, typer.Argument(metavar="B", help="Graph file (- is stdin) or bundle.")],
+    tokenizer: TokenizerOption = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two graphs: chunks, texts, edges, tokens, visible pairs. Exit code 0 if equal, 1 if not."""
+    from legraph.diff import diff
+    from legraph.diffshow import DiffPicture
+
+    if before == after == STDIN:
+        raise InputError(Problem("standard input is given twice", "- once"))
+    reading = _reading(var, vars_file, allow_outside)
+    found = diff(_graph_or_bundle(before, reading), _graph_or_bundle(after, reading), _tokenizer(tokenizer))
+    if as_json:
+        print(json.dumps({"a": before, "b": after} | found.data()))
+    else:
+        _print_picture(DiffPicture(found, before, after))
+    if not found.is_empty:
+        raise typer.Exit(1)
+
+
 @app.command()
 def run(
     sources: Annotated[
@@ -259,27 +416,11 @@ def run(
             metavar="GRAPH|BUNDLE...", help='Graph files, bundles, .jsonl of {"id", "graph"}; - is stdin.'
         ),
     ],
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model", metavar="M", help="Path or hub id of a causal LM; default: recall, in the box."
-        ),
-    ] = None,
+    model: ModelOption = None,
     tokenizer: TokenizerOption = None,
-    device: Annotated[
-        str | None, typer.Option("--device", metavar="D", help="cuda, cuda:1, cpu, ...")
-    ] = None,
-    dtype: Annotated[
-        str, typer.Option("--dtype", metavar="T", help="auto, float32, bfloat16 or float16.")
-    ] = "auto",
-    attn: Annotated[
-        str,
-        typer.Option(
-            "--attn",
-            metavar="auto|flex|sdpa|eager",
-            help="sdpa, eager: transformers' own, slow and plain.",
-        ),
-    ] = "auto",
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    attn: AttnOption = "auto",
     max_new_tokens: Annotated[
         int, typer.Option("--max-new-tokens", min=1, help="For leaves without 'generate' of their own.")
     ] = 32,
@@ -311,6 +452,9 @@ def run(
             "--save", metavar="OUT", help="Write the finished graph, text and generated tokens, as a bundle."
         ),
     ] = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show text as it is generated.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -328,7 +472,7 @@ def run(
     settings = Generate(max_new_tokens, (), temperature, top_k, top_p, seed)
     started = time.perf_counter()
     # What is wrong with the input is said before a model is loaded.
-    given = _run_inputs(sources)
+    given = _run_inputs(sources, _reading(var, vars_file, allow_outside))
     engine = _engine(
         model,
         tokenizer,
@@ -363,6 +507,77 @@ def run(
             report.give(results)
     if report.errors:
         raise typer.Exit(1)
+
+
+@app.command()
+def verify(
+    source: InputArgument,
+    model: ModelOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    attn: AttnOption = "auto",
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="Change N chunks only; default all, or 64 if there are more."),
+    ] = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove on a model that each chunk changes its descendants and nothing else. Exit code 0 or 1."""
+    from legraph.verify import num_passes
+    from legraph.verify import verify as verify_bundle
+    from legraph.verifyshow import VerifyPicture, verify_data
+
+    _check_model_options(dtype, attn)
+    given = _graph_or_bundle(source, _reading(var, vars_file, allow_outside))
+    engine = _engine(model, tokenizer, device=device, dtype=dtype, attn=attn)
+    bundle = _as_bundle(given, engine.tokenizer)
+    with _progress("verifying", num_passes(bundle.mask.num_chunks, sample), "passes") as advance:
+        found = verify_bundle(engine, bundle, sample, advance=advance)
+    print(json.dumps(verify_data(found))) if as_json else _print_picture(VerifyPicture(found))
+    if not found.is_ok:
+        raise typer.Exit(1)
+
+
+@app.command()
+def score(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="GRAPH|BUNDLE...", help="Graph files, bundles, .jsonl; - is stdin."),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="NAME", help="May be repeated. Default: completions, else leaves."),
+    ] = None,
+    model: ModelOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    attn: AttnOption = "auto",
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Log-probabilities of chunks under their graph: of completions, or of texts without the first token."""
+    from legraph.score import label_targets, score_all
+    from legraph.scoreshow import score_data, score_table
+
+    _check_model_options(dtype, attn)
+    targets = target or []
+    given = label_targets(_run_inputs(sources, _reading(var, vars_file, allow_outside)), targets)
+    engine = _engine(model, tokenizer, device=device, dtype=dtype, attn=attn)
+    bundles = {name: _as_bundle(graph, engine.tokenizer) for name, graph in given.items()}
+    scores = score_all(engine, bundles, targets)
+    print(json.dumps(score_data(scores))) if as_json else _print_picture(score_table(scores))
+
+
+def _check_model_options(dtype: str, attn: str) -> None:
+    _one_of("--attn", attn, ("auto", "flex", "sdpa", "eager"))
+    _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
 
 
 cache = typer.Typer(
@@ -470,18 +685,130 @@ def schema() -> None:
     print(json.dumps(json_schema(), indent=2))
 
 
-def _graph(path: str) -> Any:
+@app.command()
+def init(
+    target: Annotated[
+        str, typer.Argument(metavar="DIR|FILE", help="Where to: a folder, or a .yaml file.")
+    ] = ".",
+    template: Annotated[
+        str, typer.Option("--template", metavar="rag|tree|forkjoin|chat|fewshot", help="What to start from.")
+    ] = "rag",
+    force: ForceOption = False,
+) -> None:
+    """Write a commented graph file to start from."""
+    from legraph.starters import next_commands, write_starter
+
+    written = write_starter(template, target, force)
+    for path in written:
+        print(f"wrote {path}")
+    print("\nNext:", *next_commands(template, written[0]), sep="\n  ")
+
+
+imports = typer.Typer(
+    help="Write a graph file from another format.", no_args_is_help=True, rich_markup_mode=None
+)
+app.add_typer(imports, name="import")
+
+ForeignArgument = Annotated[str, typer.Argument(metavar="FILE", help="The file to import; - is stdin.")]
+GraphOutputOption = Annotated[
+    str | None, typer.Option("-o", "--output", metavar="OUT.yaml", help="Default: standard output.")
+]
+
+
+@imports.command("pml")
+def import_pml_command(
+    file: ForeignArgument,
+    schema: Annotated[
+        str | None, typer.Option("--schema", metavar="FILE2", help="The schema, if it is in another file.")
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option("--tokenizer", metavar="T", help="Write the positions of the schema's layout too."),
+    ] = None,
+    output: GraphOutputOption = None,
+    force: ForceOption = False,
+) -> None:
+    """Import a prompt and its schema in Prompt Cache's markup."""
+    from legraph.import_pml import import_pml
+
+    _write_import(import_pml(file, schema, _tokenizer(tokenizer)), output, force)
+
+
+@imports.command("pcw")
+def import_pcw_command(
+    file: ForeignArgument, output: GraphOutputOption = None, force: ForceOption = False
+) -> None:
+    """Import parallel context windows: JSON {"contexts": [...], "task": "..."}."""
+    from legraph.import_pcw import import_pcw
+
+    _write_import(import_pcw(file), output, force)
+
+
+@imports.command("prefix-tree")
+def import_prefix_tree_command(
+    file: ForeignArgument, output: GraphOutputOption = None, force: ForceOption = False
+) -> None:
+    """Import sequences that begin alike: a JSON list of strings, or of lists of strings."""
+    from legraph.import_trie import import_prefix_tree
+
+    _write_import(import_prefix_tree(file), output, force)
+
+
+@imports.command("messages")
+@imports.command("from-llm-messages", hidden=True)
+def import_messages_command(
+    file: ForeignArgument, output: GraphOutputOption = None, force: ForceOption = False
+) -> None:
+    """Import a conversation: JSON messages in the form of OpenAI's API."""
+    from legraph.import_messages import import_messages
+
+    _write_import(import_messages(file), output, force)
+
+
+def _write_import(text: str, output: str | None, force: bool) -> None:
+    from legraph.graphtext import write_text_file
+
+    if output is None:
+        print(text, end="")
+    else:
+        write_text_file(Path(output), text, force)
+        print(f"wrote {output}")
+
+
+# What a graph file is read with: variables from outside, and whether its paths may leave its folder.
+Reading = tuple[dict[str, Any], bool]
+
+
+def _reading(var: list[str] | None, file: str | None, allow_outside: bool) -> Reading:
+    if not var and file is None:
+        return {}, allow_outside
+    from legraph.given import given_variables
+
+    return given_variables(var or (), file), allow_outside
+
+
+def _graph(path: str, reading: Reading = ({}, False)) -> Any:
     from legraph.graph import build_graph
     from legraph.parse import parse_file
 
     if Path(path).suffix == JSONL_SUFFIX:
         raise InputError(Problem(f"{path}: many graphs in one file are for 'legraph run'", "one graph"))
-    return build_graph(parse_file(path))
+    return build_graph(parse_file(path, *reading))
 
 
-def _compiled(path: str, tokenizer: Any, order: str) -> Bundle:
+def _print_expanded(path: str, reading: Reading, as_json: bool) -> None:
+    from legraph.parse import parse_file
+    from legraph.writtenout import expanded_data, written_out
+
+    if _is_bundle(path):
+        raise InputError(Problem(f"{path}: a bundle has nothing to write out", "a graph file"))
+    parsed = parse_file(path, *reading)
+    print(json.dumps(expanded_data(parsed)) if as_json else written_out(parsed), end="\n" if as_json else "")
+
+
+def _compiled(path: str, tokenizer: Any, order: str, reading: Reading = ({}, False)) -> Bundle:
     _one_of("--order", order, ("declared", "locality"))
-    return _compile_graph(_graph(path), tokenizer, order)
+    return _compile_graph(_graph(path, reading), tokenizer, order)
 
 
 def _compile_graph(graph: Any, tokenizer: Any, order: str) -> Bundle:
@@ -497,12 +824,16 @@ def _tokenizer(name: str | None) -> Any:
     return None if name is None else load_tokenizer(name)
 
 
-def _bundle(source: str, tokenizer: Any, order: str) -> Bundle:
+def _bundle(source: str, tokenizer: Any, order: str, reading: Reading = ({}, False)) -> Bundle:
     if not _is_bundle(source):
-        return _compiled(source, tokenizer, order)
+        return _compiled(source, tokenizer, order, reading)
     if order != "declared":
         raise InputError(Problem(f"{source} is compiled: its token order is fixed", "--order with a graph"))
     return _load_bundle(source)
+
+
+def _graph_or_bundle(source: str, reading: Reading) -> Any:
+    return _load_bundle(source) if _is_bundle(source) else _graph(source, reading)
 
 
 def _is_bundle(source: str) -> bool:
@@ -515,7 +846,7 @@ def _load_bundle(path: str) -> Bundle:
     return Bundle.load(path)
 
 
-def _run_inputs(sources: list[str]) -> dict[str, Any]:
+def _run_inputs(sources: list[str], reading: Reading) -> dict[str, Any]:
     """Parsed graphs and bundles, by the name that their results get.
 
     Raises:
@@ -526,7 +857,7 @@ def _run_inputs(sources: list[str]) -> dict[str, Any]:
     given, place_by_name, problems = dict[str, Any](), dict[str, str](), list[Problem]()
     for source in sources:
         try:
-            for name, place, graph in _run_input(source):
+            for name, place, graph in _run_input(source, reading):
                 if name in given:
                     where = f" ({place_by_name[name]}, {place})" if place != name else ""
                     problems.append(Problem(f"two graphs are called {name!r}{where}", "each name once"))
@@ -538,14 +869,15 @@ def _run_inputs(sources: list[str]) -> dict[str, Any]:
     return given
 
 
-def _run_input(source: str) -> list[tuple[str, str, Any]]:
+def _run_input(source: str, reading: Reading) -> list[tuple[str, str, Any]]:
     """Name, place and content of each graph in a file."""
     from legraph.graph import build_graph
     from legraph.rows import read_rows
 
     if Path(source).suffix == JSONL_SUFFIX:
-        return [(row.id, f"{source}:{row.line}", build_graph(row.graph)) for row in read_rows(source)]
-    return [(source, source, _load_bundle(source) if _is_bundle(source) else _graph(source))]
+        rows = read_rows(source, *reading)
+        return [(row.id, f"{source}:{row.line}", build_graph(row.graph)) for row in rows]
+    return [(source, source, _load_bundle(source) if _is_bundle(source) else _graph(source, reading))]
 
 
 def _or_error(function: Callable[..., T], *arguments: Any) -> T | LegraphError:
@@ -750,6 +1082,28 @@ def _output_path(graph: str, output: str | None) -> Path:
     return path
 
 
+def _export_path(graph: str, output: str | None, export: str, mask: str) -> Path:
+    """Where an export goes, once the options that go with it have been checked."""
+    from legraph.export import FORMATS, SUFFIX
+
+    _one_of("--export", export, FORMATS)
+    if mask != "auto":
+        raise InputError(Problem("--mask is about bundles, and --export writes none", "one of the two"))
+    if output is None and graph != STDIN:
+        return _output_path(graph, None).with_suffix(f".{export}{SUFFIX}")
+    if output is None:
+        raise InputError(Problem("a graph from standard input needs -o", f"-o OUT{SUFFIX}"))
+    if Path(output).suffix != SUFFIX:
+        raise InputError(Problem(f"{output}: exports are {SUFFIX} files", f"-o OUT{SUFFIX}"))
+    return Path(output)
+
+
+def _save_export(bundle: Bundle, path: Path, export: str) -> None:
+    from legraph.export import save_export
+
+    save_export(bundle, path, export)
+
+
 def _one_of(option: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         hint = did_you_mean(value, allowed)
@@ -764,6 +1118,7 @@ def _as_data(problem: Problem) -> dict[str, Any]:
         "hint": problem.hint,
         "line": place.line if place else None,
         "column": place.column if place else None,
+        **({"where": place.note} if place and place.note else {}),
     }
 
 
