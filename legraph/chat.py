@@ -48,6 +48,8 @@ def dress(graph: Graph, tokenizer: Any) -> Graph:
             chunks[i] = _dressed(chunk, chunk.role, pieces, openings.get(i), after)
             if graph.chunks[0].text is None and chunk.parents == (0,):
                 chunks[i] = _behind_bos(chunks[i], tokenizer)
+    for i in _closers(plain):
+        chunks[i] = replace(chunks[i], text=pieces.after.get("assistant", "") + (chunks[i].text or ""))
     for i, text in front.items():
         chunks[i] = replace(chunks[i], text=text + (chunks[i].text or ""))
     return replace(graph, chunks=tuple(chunks))
@@ -65,7 +67,7 @@ def _dressed(
         text = text.lstrip()
         completion = completion.rstrip() if text else completion.strip()
     text = pieces.before[role] + text if opening is None else opening
-    # What the model continues has no end yet.
+    # What the model continues has no end yet; see `_closers`.
     if chunk.generate is None and completion is not None:
         completion += after
     elif chunk.generate is None and opening is None:
@@ -77,6 +79,25 @@ def _behind_bos(chunk: GraphChunk, tokenizer: Any) -> GraphChunk:
     """Some templates (Llama 2) start every question with BOS; the first has it in the BOS chunk."""
     bos = getattr(tokenizer, "bos_token", None) or ""
     return replace(chunk, text=(chunk.text or "").removeprefix(bos))
+
+
+def _closers(graph: Graph) -> list[int]:
+    """The messages that follow an answer which is still to be generated, and write the marker that ends it.
+
+    The model stops in front of that marker, or with it: neither is kept as a part of the answer. A message
+    follows an answer that it sees if it sees no other message that follows it. However many answers it
+    follows, the marker is written once.
+    """
+    is_live = [chunk.role == "assistant" and chunk.generate is not None for chunk in graph.chunks]
+    found = list[int]()
+    for i, chunk in enumerate(graph.chunks):
+        if chunk.role is None:
+            continue
+        answers = [parent for parent in chunk.parents if is_live[parent]]
+        between = [set(graph.chunks[parent].parents) for parent in chunk.parents if graph.chunks[parent].role]
+        if any(all(answer not in seen for seen in between) for answer in answers):
+            found.append(i)
+    return found
 
 
 def _openings(graph: Graph, pieces: ChatPieces) -> dict[int, str]:

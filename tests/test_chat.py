@@ -292,6 +292,57 @@ def test_a_text_and_its_completion_are_one_content(name: str, text: str, complet
     assert dressed.chunks[1].text, "a chunk starts with a token of its text"
 
 
+@pytest.mark.parametrize(
+    "name", ["chatml", "qwen", "llama3", "llama31", "zephyr", "phi3", "gemma", "mistral"]
+)
+@settings(max_examples=20)
+@given(data=st.data(), bos=st.booleans())
+def test_with_answers_that_are_generated_it_becomes_the_same_conversation(
+    name: str, data: st.DataObject, bos: bool
+):
+    """Answers are put in where the model would write them; the last message is a question."""
+    tokenizer = chat_tokenizer(name)
+    num_answers = data.draw(st.integers(1, 3))
+    roles: list[Role] = [*[USER, ASSISTANT] * num_answers, USER]
+    contents = [f"what is {at}?" for at in range(len(roles))]
+    graph = linear(roles, contents, bos=bos and name in ("llama3", "llama31", "gemma", "mistral"))
+    answers = [i for i, chunk in enumerate(graph.chunks) if chunk.role == ASSISTANT]
+    live = [replace(c, text="", generate=GENERATE) if c.role == ASSISTANT else c for c in graph.chunks]
+    dressed = dress(replace(graph, chunks=tuple(live)), tokenizer)
+    written = "".join(
+        (tokenizer.bos_token if chunk.text is None else chunk.text)
+        + (f"{' ' * (name == 'mistral')}what is {answers.index(i) * 2 + 1}?" if i in answers else "")
+        for i, chunk in enumerate(dressed.chunks)
+    )
+    messages = [{"role": role, "content": text} for role, text in zip(roles, contents, strict=True)]
+    expected = tokenizer.apply_chat_template(messages, tokenize=False)
+    assert written == expected.removesuffix(tokenizer.eos_token if name == "phi3" else "")
+
+
+def test_the_message_that_directly_follows_ends_a_generated_answer_once():
+    """Two branches that are answered at once, a message that joins them, and one that sees all of it."""
+    answer = GraphChunk("", "", role=ASSISTANT, generate=GENERATE)
+    graph = Graph(
+        (
+            GraphChunk("ask", "go", role=USER),
+            replace(answer, name="left", parents=(0,)),
+            replace(answer, name="right", parents=(0,)),
+            GraphChunk("join", "both", (0, 1, 2), role=USER),
+            replace(answer, name="end", parents=(0, 1, 2, 3)),
+            GraphChunk("note", "plain", (1,)),
+        )
+    )
+    question, prompt = chatml(USER), chatml(ASSISTANT)
+    assert texts(graph, "chatml") == [
+        f"{question}go<|im_end|>\n",
+        prompt,
+        prompt,
+        f"<|im_end|>\n{question}both<|im_end|>\n",
+        prompt,
+        "plain",
+    ]
+
+
 # What goes where.
 
 
@@ -456,7 +507,7 @@ def test_the_last_question_in_token_order_gives_its_marker():
 def test_who_sees_the_question_and_an_answer_sees_the_marker_once_for_each_answer():
     judge = GraphChunk("judge", "which", (0, 1), role=USER)
     graph = Graph((QUESTION, answer("a", 0, generate=GENERATE), judge, answer("end", 0, 1, 2)))
-    assert texts(graph, "mistral") == ["<s>[INST] why  ", "[/INST]", "[INST] which ", "[/INST]"]
+    assert texts(graph, "mistral") == ["<s>[INST] why  ", "[/INST]", "</s>[INST] which ", "[/INST]"]
 
 
 @pytest.mark.parametrize(
