@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, TextIO, TypeVar
 
@@ -33,7 +33,6 @@ app = typer.Typer(
     name="legraph",
     help="Compile prompt graphs (DAGs of text chunks) to token ids, masks and positions; show and run them.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -43,9 +42,22 @@ JSONL_SUFFIX = ".jsonl"
 # Panels are drawn anew no more often than this.
 _SECONDS_PER_PICTURE = 0.1
 
+# Where a shell asks what could come next.
+_COMPLETION_VARIABLE = "_LEGRAPH_COMPLETE"
+
 T = TypeVar("T")
 # Takes the name of a branch, its next piece of text, and whether that was its last.
 Show = Callable[[str, str, bool], object]
+
+
+def _words(*words: str) -> Callable[[str], list[str]]:
+    """What a shell offers for an option. Where nothing is offered, it offers the names of files."""
+
+    def offered(incomplete: str) -> list[str]:
+        return [word for word in words if word.startswith(incomplete)]
+
+    return offered
+
 
 GraphArgument = Annotated[str, typer.Argument(metavar="GRAPH", help="Graph file (YAML, TOML); - is stdin.")]
 InputArgument = Annotated[
@@ -58,7 +70,10 @@ TokenizerOption = Annotated[
 OrderOption = Annotated[
     str,
     typer.Option(
-        "--order", metavar="declared|locality", help="Token order; locality: what is seen lies together."
+        "--order",
+        metavar="declared|locality",
+        help="Token order; locality: what is seen lies together.",
+        autocompletion=_words("declared", "locality"),
     ),
 ]
 ModelOption = Annotated[
@@ -66,11 +81,22 @@ ModelOption = Annotated[
     typer.Option("--model", metavar="M", help="Path or hub id of a causal LM; default: recall, in the box."),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", metavar="D", help="cuda, cuda:1, cpu, ...")]
-DtypeOption = Annotated[str, typer.Option("--dtype", metavar="T", help="auto, float32, bfloat16 or float16.")]
+DtypeOption = Annotated[
+    str,
+    typer.Option(
+        "--dtype",
+        metavar="T",
+        help="auto, float32, bfloat16 or float16.",
+        autocompletion=_words("auto", "float32", "bfloat16", "float16"),
+    ),
+]
 AttnOption = Annotated[
     str,
     typer.Option(
-        "--attn", metavar="auto|flex|sdpa|eager", help="sdpa, eager: transformers' own, slow and plain."
+        "--attn",
+        metavar="auto|flex|sdpa|eager",
+        help="sdpa, eager: transformers' own, slow and plain.",
+        autocompletion=_words("auto", "flex", "sdpa", "eager"),
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace files that exist.")]
@@ -119,6 +145,8 @@ def _abandon_stdout() -> None:
 
 
 def _exit_code_of(arguments: list[str]) -> int:
+    if os.environ.get(_COMPLETION_VARIABLE):
+        app(prog_name="legraph")  # typer answers the shell, and ends the process
     # Not `app()`: it would swallow exit codes, interrupts and broken pipes, each in a way of its own.
     command = typer.main.get_command(app)
     try:
@@ -186,7 +214,10 @@ def compile_command(
     mask: Annotated[
         str,
         typer.Option(
-            "--mask", metavar="auto|dense|compact", help="Store the N x N mask too? auto: up to 4,096 tokens."
+            "--mask",
+            metavar="auto|dense|compact",
+            help="Store the N x N mask too? auto: up to 4,096 tokens.",
+            autocompletion=_words("auto", "dense", "compact"),
         ),
     ] = "auto",
     order: OrderOption = "declared",
@@ -198,6 +229,7 @@ def compile_command(
         typer.Option(
             "--export",
             metavar="dense|flashmask|ffa|cu-seqlens",
+            autocompletion=_words("dense", "flashmask", "ffa", "cu-seqlens"),
             help="Instead of a bundle, write ids and mask as another attention library takes them (.npz).",
         ),
     ] = None,
@@ -263,6 +295,39 @@ def show(
         print(json.dumps(summary(bundle, loaded)))
     else:
         _print_picture(tree(bundle, loaded))
+
+
+@app.command("watch")
+def watch_command(
+    graph: Annotated[str, typer.Argument(metavar="GRAPH", help="Graph file (YAML, TOML).")],
+    tokenizer: TokenizerOption = None,
+    order: OrderOption = "declared",
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+) -> None:
+    """Show a graph, and again whenever its file changes, or one that it reads. Ctrl-C ends it."""
+    from legraph.show import tree
+    from legraph.watch import watch
+
+    if graph == STDIN or _is_bundle(graph):
+        what = "standard input" if graph == STDIN else "a bundle"
+        raise InputError(Problem(f"{what} cannot be watched", "a graph file"))
+    loaded = _tokenizer(tokenizer)
+    _one_of("--order", order, ("declared", "locality"))
+
+    def draw() -> None:
+        if sys.stdout.isatty():
+            print("\x1b[H\x1b[2J\x1b[3J", end="", flush=True)
+        try:
+            reading = _reading(var, vars_file, allow_outside)
+            _print_picture(tree(_compiled(graph, loaded, order, reading), loaded))
+        except LegraphError as error:
+            _draw_error(str(error))
+        print(flush=True)
+
+    with suppress(KeyboardInterrupt):
+        watch(draw)
 
 
 @app.command()
@@ -691,7 +756,13 @@ def init(
         str, typer.Argument(metavar="DIR|FILE", help="Where to: a folder, or a .yaml file.")
     ] = ".",
     template: Annotated[
-        str, typer.Option("--template", metavar="rag|tree|forkjoin|chat|fewshot", help="What to start from.")
+        str,
+        typer.Option(
+            "--template",
+            metavar="rag|tree|forkjoin|chat|fewshot",
+            help="What to start from.",
+            autocompletion=_words("rag", "tree", "forkjoin", "chat", "fewshot"),
+        ),
     ] = "rag",
     force: ForceOption = False,
 ) -> None:
@@ -876,8 +947,19 @@ def _run_input(source: str, reading: Reading) -> list[tuple[str, str, Any]]:
 
     if Path(source).suffix == JSONL_SUFFIX:
         rows = read_rows(source, *reading)
-        return [(row.id, f"{source}:{row.line}", build_graph(row.graph)) for row in rows]
-    return [(source, source, _load_bundle(source) if _is_bundle(source) else _graph(source, reading))]
+        return [(row.id, f"{source}:{row.line}", _holding(build_graph(row.graph))) for row in rows]
+    return [
+        (source, source, _load_bundle(source) if _is_bundle(source) else _holding(_graph(source, reading)))
+    ]
+
+
+def _holding(graph: Any) -> Any:
+    """The graph, if what it asserts holds, as far as that can be said without its tokens."""
+    from legraph.flow import assertion_problems
+
+    if failed := assertion_problems(graph):
+        raise GraphError(failed)
+    return graph
 
 
 def _or_error(function: Callable[..., T], *arguments: Any) -> T | LegraphError:

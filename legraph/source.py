@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 from legraph.errors import GraphError, KeyPath, Problem, Source
 from legraph.marks import Mark, Span, TextProblem, printable
+from legraph.reads import note_file
 from legraph.toml_reader import read_toml, toml_lines, toml_marks
 from legraph.yaml_reader import read_yaml, yaml_lines
 
@@ -106,6 +107,7 @@ def read_text_file(path: Path, shown: str) -> str:
         GraphError: missing, not a file, too large, binary or not UTF-8; without a place in a graph file.
     """
     shown = printable(shown)
+    note_file(path)
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_FILE_BYTES + 1)
