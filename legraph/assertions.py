@@ -8,7 +8,7 @@ from itertools import product
 from typing import Literal, get_args
 
 from legraph.errors import Problem, Source
-from legraph.expand import Expanded
+from legraph.origin import Expanded
 from legraph.schema import AssertSpec, GraphFile
 from legraph.selectors import Want, is_selector
 

@@ -11,7 +11,7 @@ from legraph.errors import GraphError, InputError, Problem
 from legraph.marks import describe, quoted
 from legraph.schema import VARIABLE_PATTERN
 from legraph.source import SourceText
-from legraph.variables import scalar_text
+from legraph.variables import SCALAR, scalar_text
 
 _NAME = re.compile(VARIABLE_PATTERN)
 
@@ -29,7 +29,7 @@ def given_variables(pairs: Sequence[str], file: str | Path | None = None) -> dic
     found = {} if file is None else _of_file(file)
     for pair in pairs:
         name, equals, value = pair.partition("=")
-        if not equals or not _NAME.match(name):
+        if not equals or not _NAME.fullmatch(name):
             raise InputError(Problem(f"--var is {quoted(pair)}", "name=value"))
         found[name] = value
     return found
@@ -44,14 +44,13 @@ def _of_file(path: str | Path) -> dict[str, Any]:
         raise GraphError(problems)
     variables = cast("dict[Any, Any]", data)
     for name, value in variables.items():
-        if not isinstance(name, str) or not _NAME.match(name):
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
             place = source.place((name,), at_key=True)
             what = f"{describe(name)} cannot be a variable's name"
             problems.append(Problem(what, "letters, digits and '_'", source=place))
         elif scalar_text(value) is None:
-            expected = "a string, a number, true or false"
             place = source.place((name,))
-            problems.append(Problem(f"variable {quoted(name)} is {describe(value)}", expected, source=place))
+            problems.append(Problem(f"variable {quoted(name)} is {describe(value)}", SCALAR, source=place))
     if problems:
         raise GraphError(problems)
     return variables

@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from os.path import abspath
@@ -19,6 +20,7 @@ from typing import Any, cast
 
 from legraph.errors import GraphError, Problem, Source
 from legraph.marks import describe, printable, quoted
+from legraph.reads import files_of
 from legraph.source import read_text_file
 from legraph.variables import Item
 
@@ -81,7 +83,7 @@ def _of_path(text: str, folder: Path, tree: Path | None) -> list[Item]:
     check_inside(text, folder, tree)
     suffix = Path(text).suffix.lower()
     if _GLOB_CHARACTERS.isdisjoint(text) and suffix in _DATA_SUFFIXES:
-        name, content = printable(text), read_text_file(folder / text, text)
+        name, content = printable(str(folder / text)), read_text_file(folder / text, text)
         read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[suffix]
         return list(read(content, name))
     return list(_of_files(text, folder))
@@ -93,21 +95,23 @@ def _of_files(pattern: str, folder: Path) -> Iterator[Item]:
         root = Path(Path(pattern).anchor)
         inner = str(Path(pattern).relative_to(root))
     try:
-        found = [path for path in root.glob(inner) if path.is_file()]
-    except (ValueError, NotImplementedError, OSError) as error:
-        raise GraphError(Problem(f"{quoted(pattern)} is no glob of files: {error}", _EXPECTED)) from None
+        found = set(files_of(root, inner))
+    except (ValueError, IndexError, NotImplementedError, OSError):  # IndexError: of "."
+        raise GraphError(Problem(f"{quoted(pattern)} is no glob of files", _EXPECTED)) from None
     if not found:
         raise GraphError(Problem(f"no file matches {printable(pattern)}", _EXPECTED))
     names = [(path if root is not folder else path.relative_to(folder)).as_posix() for path in found]
     for i, name in enumerate(sorted(names, key=_by_number)):
         path = Path(name)
+        if not name.isascii() and name.encode(errors="replace") != os.fsencode(name):
+            raise GraphError(Problem(f"the name of the file {printable(name)} is not UTF-8", "another name"))
         fields = {"path": name, "name": path.name, "stem": path.stem}
         yield Item(name, fields | _counted(i), printable(name))
 
 
-def _by_number(name: str) -> list[str | int]:
-    """doc2 before doc10."""
-    return [int(part) if i % 2 else part for i, part in enumerate(_NUMBERS.split(name))]
+def _by_number(name: str) -> tuple[list[str | int], str]:
+    """doc2 before doc10; and doc01 before doc1, which are the same number."""
+    return [int(part) if i % 2 else part for i, part in enumerate(_NUMBERS.split(name))], name
 
 
 def _counted(i: int) -> dict[str, Any]:
@@ -164,13 +168,22 @@ def _json(text: str, name: str) -> Iterator[Item]:
 
 def _loaded(text: str, name: str, line: int | None) -> Any:
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         place = Source(name, line or error.lineno, error.colno, line_text=text.split("\n")[error.lineno - 1])
         raise GraphError(Problem(f"not JSON: {error.msg}", source=place)) from None
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise GraphError(Problem(f"not JSON: {what}", source=Source(name, line))) from None
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """As in graph files, the same key twice is an error, not a choice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return found
 
 
 def _csv(text: str, name: str) -> Iterator[Item]:

@@ -20,10 +20,11 @@ from pydantic_core import ErrorDetails
 from legraph.assertions import Assertion, resolved
 from legraph.errors import GraphError, KeyPath, Problem, Source, did_you_mean
 from legraph.expand import expand
+from legraph.include import NAME_IN_WORDS
 from legraph.links import Link, link_problems
 from legraph.loops import check_inside
 from legraph.marks import describe, number, printable, quoted
-from legraph.origin import Places
+from legraph.origin import Expanded, Places
 from legraph.schema import (
     FORMAT_VERSION,
     MAX_NAME_LENGTH,
@@ -51,7 +52,6 @@ _EXPECTED_BY_TYPE = {
 }
 _LITERALS = (*get_args(PositionPolicy), *get_args(Role))
 _EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
-_EXPECTED_NAME = "a letter or '_', then letters, digits, '_', '.' or '-'"
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ def _parse(source: SourceText, variables: Mapping[str, Any], tree: Path | None) 
     try:
         spec = GraphFile.model_validate(data)
     except ValidationError as error:
-        found = [details for details in error.errors(include_url=False) if not _is_echo(details)]
+        found = [details for details in error.errors(include_url=False) if not _is_echo(details, expanded)]
         problems += [_schema_problem(places, data, details) for details in found]
     entries = _entries(data)
     problems += _exclusion_problems(places, entries)
@@ -127,18 +127,30 @@ def _parse(source: SourceText, variables: Mapping[str, Any], tree: Path | None) 
         assertions, wrong = resolved(spec, expanded)
         problems += wrong
     if problems or spec is None:
+        # Where the language is wrong already, what follows from that need not be said too.
+        told = {_value(problem) for problem in expanded.problems}
+        of_language = set(map(id, expanded.problems))
+        problems = [each for each in problems if id(each) in of_language or _value(each) not in told]
         raise GraphError(_in_order(problems, source))
     return ParsedFile(spec, texts, places, assertions, expanded.chunks)
 
 
 def _in_order(problems: list[Problem], source: SourceText) -> list[Problem]:
     """In the order of the file, then those of other files; once, if all rounds of a loop have it."""
-    first = dict[tuple[Any, ...], Problem]()
-    for problem in problems:
-        assert problem.source is not None
-        place = problem.source.file, problem.source.line or 0, problem.source.column or 0
-        first.setdefault((place[0] != source.name, *place, problem.message), problem)
-    return [first[key] for key in sorted(first, key=lambda key: key[:-1])]
+    first = {(_place(problem), problem.message): problem for problem in reversed(problems)}
+    once = [problem for problem in problems if first[_place(problem), problem.message] is problem]
+    return sorted(once, key=lambda found: (_place(found)[0] != source.name, *_place(found)))
+
+
+def _value(problem: Problem) -> tuple[str, KeyPath]:
+    """The value that a problem is about; its place may be a part of it."""
+    assert problem.source is not None
+    return problem.source.file, problem.source.key_path
+
+
+def _place(problem: Problem) -> tuple[str, int, int]:
+    assert problem.source is not None
+    return problem.source.file, problem.source.line or 0, problem.source.column or 0
 
 
 def _entries(data: dict[str, Any]) -> list[tuple[int, dict[str, Any]]]:
@@ -204,9 +216,13 @@ def _read_texts(
     return tuple(texts), problems
 
 
-def _is_echo(details: ErrorDetails) -> bool:
-    """pydantic counts valid entries only, so to it a list whose every entry is wrong is also too short."""
-    return details["type"] == "too_short" and bool(details["input"])
+def _is_echo(details: ErrorDetails, expanded: Expanded) -> bool:
+    """pydantic counts valid entries only, so to it a list of wrong entries is also too short. And chunks that
+    could not be made are not missing."""
+    if details["type"] != "too_short":
+        return False
+    is_long_enough = len(details["input"]) >= details.get("ctx", {})["min_length"]
+    return is_long_enough or (expanded.is_partial and details["loc"] == ("chunks",))
 
 
 def _version_problem(value: Any, place: Source) -> Problem:
@@ -274,7 +290,7 @@ def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tu
         if "ignore" in details["loc"]:
             return f"{quoted(value)} cannot be the code of a finding", "a code such as LG001", None
         what = "group's" if key == "'group'" else "chunk's"
-        return f"{quoted(value)} cannot be a {what} name", _EXPECTED_NAME, None
+        return f"{quoted(value)} cannot be a {what} name", NAME_IN_WORDS, None
     if kind == "string_too_long":
         return f"{key} is {len(value):,} characters long", f"at most {MAX_NAME_LENGTH}", None
     if kind == "string_too_short":

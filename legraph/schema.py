@@ -20,6 +20,7 @@ NAME_PATTERN = r"^[A-Za-z_][A-Za-z0-9_.\-]*$"
 WRITTEN_NAME_PATTERN = r"^([A-Za-z_]|\$\{[^{}]*\})([A-Za-z0-9_.\-]|\$\{[^{}]*\})*$"
 VARIABLE_PATTERN = r"^[A-Za-z_][A-Za-z0-9_]*$"
 LINT_CODE_PATTERN = r"^LG[0-9]{3}$"
+WRITTEN_LINT_CODE_PATTERN = r"^LG[0-9]{3}$|\$\{"
 MAX_NAME_LENGTH = 256
 BOS_NAME = "bos"
 # Means something in `parents`, so that no chunk can be called so.
@@ -40,8 +41,28 @@ Scalar = str | int | float | bool
 VariableName = Annotated[str, Field(pattern=VARIABLE_PATTERN)]
 # pydantic leaves keys of other patterns open in the JSON Schema.
 _ONLY_VARIABLES: dict[str, Any] = {"propertyNames": {"pattern": VARIABLE_PATTERN}}
+
+
+def _given(*keys: str) -> dict[str, Any]:
+    """The JSON Schema of a mapping in which these keys stand; null is as good as nothing."""
+    return {"required": list(keys), "properties": {key: {"not": {"type": "null"}} for key in keys}}
+
+
+def _or_variable(schema: dict[str, Any]) -> None:
+    """One of some words; or a variable, which may hold one of them."""
+    choices = schema.setdefault("anyOf", [])
+    if "enum" in schema:
+        choices.append({key: schema.pop(key) for key in ("enum", "type")})
+    choices.append({"type": "string", "pattern": r"\$\{"})
+
+
 # Two selectors: who, and whom.
 Pair = Annotated[tuple[str, ...], Field(strict=False, min_length=2, max_length=2)]
+
+
+LintCode = Annotated[
+    str, Field(pattern=LINT_CODE_PATTERN, json_schema_extra={"pattern": WRITTEN_LINT_CODE_PATTERN})
+]
 
 
 class Spec(BaseModel):
@@ -96,7 +117,7 @@ class GenerateSpec(Spec):
 class LintSpec(Spec):
     """What `legraph lint` does not report."""
 
-    ignore: tuple[Annotated[str, Field(pattern=LINT_CODE_PATTERN)], ...] = Field(
+    ignore: tuple[LintCode, ...] = Field(
         strict=False,
         description="Codes of findings that are meant to be so.",
         examples=[["LG001"]],
@@ -111,8 +132,9 @@ class AssertSpec(Spec):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "oneOf": [{"required": [key]} for key in _ASSERTIONS],
-            "dependentRequired": {"of": ["max_tokens"]},
+            "oneOf": [_given(key) for key in _ASSERTIONS],
+            "if": _given("of"),
+            "then": _given("max_tokens"),
         }
     )
 
@@ -156,7 +178,7 @@ class ChunkSpec(Spec):
     model_config = ConfigDict(
         json_schema_extra={
             "oneOf": [{"required": ["text"]}, {"required": ["file"]}],
-            "not": {"required": ["start", "end"]},
+            "not": _given("start", "end"),
         }
     )
 
@@ -177,6 +199,7 @@ class ChunkSpec(Spec):
     )
     role: Role | None = Field(
         default=None,
+        json_schema_extra=_or_variable,
         description="Write the markers that the tokenizer's own chat template has for this role around the "
         "text. An assistant's text may be empty: the model, or the completion, writes it.",
         examples=["user"],
@@ -248,6 +271,7 @@ class GraphFile(Spec):
     )
     positions: PositionPolicy = Field(
         default="causal",
+        json_schema_extra=_or_variable,
         description="causal: a chunk starts after the last position of its parents, so parallel chunks share "
         "a range. flat: 0..N-1 in token order. local: every chunk starts at 0.",
         examples=["causal"],
@@ -303,8 +327,8 @@ _FOR = Field(
     default=None,
     alias="for",
     json_schema_extra=_ONLY_VARIABLES,
-    description="One chunk for each item: files by a glob (docs/*.txt), rows of a .jsonl, .json or .csv file, "
-    "a list, or a range. The entry's strings use ${doc}, ${doc.path}, ${doc.index}, ...",
+    description="One chunk for each item: files by a glob (docs/*.txt), rows of a .jsonl, .json or .csv "
+    "file, a list, or a range. The entry's strings use ${doc}, ${doc.path}, ${doc.index}, ...",
     examples=[{"doc": "docs/*.txt"}, {"row": "rows.jsonl"}, {"i": {"range": 3}}],
 )
 

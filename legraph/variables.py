@@ -12,12 +12,16 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from legraph.errors import did_you_mean
-from legraph.marks import describe, number, quoted
+from legraph.marks import describe, quoted
+from legraph.schema import VARIABLE_PATTERN
 
 MARK = "${"
+SCALAR = "a string, a number, true or false"
+_ESCAPE = "'$${' writes the two characters '${'"
+_VARIABLE = re.compile(VARIABLE_PATTERN)
 _REFERENCE = re.compile(r"\$\$\{|\$\{([^{}]*)\}|\$\{")
-# What is reported: message, what was expected, a hint.
-Report = Callable[[str, str | None, str | None], object]
+# What is reported: message, what was expected, a hint, and the reference that it is about, as written.
+Report = Callable[[str, str | None, str | None, str], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,14 @@ class Scope:
         if found[0] == "$${":
             return MARK
         if found[1] is None:
-            report("'${' without '}'", "a variable, such as ${name}", "'$${' writes the two characters '${'")
+            report("'${' without '}'", "a variable, such as ${name}", _ESCAPE, MARK)
             return found[0]
         name, *parts = found[1].split(".")
         if name not in self.values:
-            hint = did_you_mean(name, list(self.values)) or "declare it below 'vars:', or give --var"
-            if not name:
-                hint = "'$${' writes the two characters '${'"
-            report(f"unknown variable {quoted(found[0])}", self._known(), hint)
+            # What cannot be a name is more likely a text.
+            other = "declare it below 'vars:', or give --var" if _VARIABLE.fullmatch(name) else _ESCAPE
+            hint = did_you_mean(name, list(self.values)) or other
+            report(f"unknown variable {quoted(found[0])}", self._known(), hint, found[0])
             return found[0]
         self.used.add(name)
         return _written(found[0], self.values[name], parts, report)
@@ -85,24 +89,28 @@ def _written(reference: str, value: Any, parts: list[str], report: Report) -> st
         if part not in fields:
             known = f"one of {', '.join(map(str, fields))}" if fields else "no '.' behind this name"
             hint = did_you_mean(part, [str(each) for each in fields])
-            report(f"{quoted(reference)}: there is no {quoted(part)}", known, hint)
+            report(f"{quoted(reference)}: there is no {quoted(part)}", known, hint, reference)
             return reference
         value = fields[part]
     if isinstance(value, dict):
         known = ", ".join(str(key) for key in cast("dict[Any, Any]", value))
-        report(f"{quoted(reference)} is a row, not a text", f"one of its fields: {known}", None)
+        report(f"{quoted(reference)} is a row, not a text", f"one of its fields: {known}", None, reference)
         return reference
     text = scalar_text(value)
     if text is None:
-        report(f"{quoted(reference)} is {describe(value)}", "a string, a number, true or false", None)
+        report(f"{quoted(reference)} is {describe(value)}", SCALAR, None, reference)
         return reference
     return text
 
 
 def scalar_text(value: Any) -> str | None:
-    """A scalar as it is written into a string; None for anything else."""
+    """A scalar as it is written into a string; None for anything else, and for integers of some thousand
+    digits, which Python does not write out."""
     if isinstance(value, str):
         return value
     if isinstance(value, bool):
         return str(value).lower()
-    return number(value) if isinstance(value, int | float) else None
+    try:
+        return str(value) if isinstance(value, int | float) else None
+    except ValueError:
+        return None

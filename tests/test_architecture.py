@@ -20,6 +20,7 @@ FLOORS = {
     # What everything stands on: errors, and places in a text.
     "errors": 0,
     "marks": 0,
+    "reads": 0,
     # The file: its syntaxes, its format, and what holds between its chunks.
     "toml_reader": 1,
     "yaml_reader": 1,
@@ -39,9 +40,11 @@ FLOORS = {
     "pml_schema": 5,
     "import_pml": 6,
     "loops": 3,
+    "watch": 3,
     "given": 3,
     "origin": 3,
-    "expand": 4,
+    "include": 4,
+    "expand": 5,
     "assertions": 5,
     "parse": 6,
     "rows": 7,

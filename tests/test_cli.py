@@ -26,7 +26,21 @@ from legraph.show import summary
 from legraph.tokens import bytes_tokenizer
 from tests.command_line import BROKEN, GRAPH, TEXTS, Call, Done, interrupted, process
 
-VERBS = ["compile", "show", "check", "run", "schema"]
+VERBS = [
+    "compile",
+    "show",
+    "check",
+    "run",
+    "explain",
+    "lint",
+    "diff",
+    "verify",
+    "score",
+    "watch",
+    "init",
+    "import",
+    "schema",
+]
 
 # Help, versions, wrong commands.
 

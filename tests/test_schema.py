@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from legraph.schema import (
 from legraph.source import SourceText
 
 ROOT = Path(__file__).parent.parent
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = sorted(path for path in (ROOT / "examples").iterdir() if path.suffix in (".yaml", ".toml"))
 A = {"name": "a", "text": "x"}
 
 
@@ -74,7 +75,14 @@ def test_the_keys_are_those_of_the_format():
     ]
     chunk = "name text file role group completion loss parents start end generate lint for"
     assert list(schema["$defs"]["ChunkEntry"]["properties"]) == chunk.split()
-    assert list(schema["$defs"]["IncludeEntry"]["properties"]) == "include as vars parents group for".split()
+    assert list(schema["$defs"]["IncludeEntry"]["properties"]) == [
+        "include",
+        "as",
+        "vars",
+        "parents",
+        "group",
+        "for",
+    ]
     assertion = "sees not_sees influences not_influences max_tokens of"
     assert list(schema["$defs"]["AssertSpec"]["properties"]) == assertion.split()
     assert list(schema["$defs"]["GenerateSpec"]["properties"]) == [
@@ -114,9 +122,10 @@ def test_every_example_of_a_property_may_stand_there(model: type[BaseModel]):
         model.model_validate(REQUIRED[model] | {name: example})
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_examples_are_accepted_by_schema_and_reader(path: Path):
-    assert is_valid(yaml.safe_load(path.read_text(encoding="utf-8")))
+    text = path.read_text(encoding="utf-8")
+    assert is_valid(tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text))
     assert parse_file(path).spec.legraph == FORMAT_VERSION
 
 
