@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import io
 import json
-import os
 import re
-import tempfile
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -24,6 +22,7 @@ from legraph.errors import BundleError
 from legraph.graph import Generate
 from legraph.mask import ChunkMask, Int64Array
 from legraph.schema import NAME_PATTERN, GenerateSpec, PositionPolicy
+from legraph.wholefile import write_atomically
 
 BUNDLE_VERSION = 1
 SUFFIXES = (".npz", ".pt")
@@ -49,7 +48,7 @@ def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
     names, meta = list(bundle.span_names), _meta_to_json(bundle.meta)
     if path.suffix == ".npz":
         arrays |= {"span_names": np.array(names, dtype=np.str_), "meta": np.array(meta)}
-        write_atomically(path, lambda file: np.savez_compressed(file, **arrays))
+        write_atomically(path, lambda file: np.savez_compressed(file, **arrays), BundleError)
     else:
         import torch
 
@@ -57,33 +56,7 @@ def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
         # Through memory: torch names the archive's folder after the file, and ours is a temporary one.
         buffer = io.BytesIO()
         torch.save(tensors | {"span_names": names, "meta": meta}, buffer)
-        write_atomically(path, lambda file: file.write(buffer.getbuffer()))
-
-
-def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
-    """Calls `write` with a temporary file in the same folder, then renames it to `path`.
-
-    Raises:
-        BundleError: the folder is missing or cannot be written to, or the disk is full.
-    """
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise BundleError(f"{path}: cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "wb") as file:
-            write(file)
-        # mkstemp makes files that only their owner may read; a bundle is an ordinary file.
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # noqa: PTH101
-        os.replace(temporary, path)  # noqa: PTH105
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise BundleError(f"{path}: cannot be written: {error.strerror or error}") from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        write_atomically(path, lambda file: file.write(buffer.getbuffer()), BundleError)
 
 
 def load_bundle(path: Path) -> Bundle:

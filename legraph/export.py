@@ -27,10 +27,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from legraph import __version__
-from legraph.bundlefile import write_atomically
 from legraph.errors import InputError, Problem, count, did_you_mean
 from legraph.mask import BoolArray, ChunkMask, Int64Array
 from legraph.seen import SeenIntervals
+from legraph.wholefile import write_atomically
 
 if TYPE_CHECKING:
     from legraph.bundle import Bundle

@@ -7,9 +7,7 @@ something else is in double quotes. Keys have one order, so the same data always
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 import textwrap
 from collections.abc import Iterable, Iterator, Mapping
 from functools import lru_cache
@@ -21,6 +19,7 @@ import yaml
 from legraph.errors import GraphError, Problem
 from legraph.marks import printable
 from legraph.schema import NAME_PATTERN
+from legraph.wholefile import write_atomically
 
 WIDTH = 100
 # A shorter text of one line stands in quotes behind its key.
@@ -79,24 +78,7 @@ def write_text_file(path: Path, text: str, force: bool = False) -> None:
         raise GraphError(Problem(f"{shown}: is a folder", "the name of a file"))
     if path.exists() and not force:
         raise GraphError(Problem(f"{shown}: exists already", "another name, or --force to replace it"))
-    try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    except OSError as error:
-        raise GraphError(f"{shown}: cannot be written: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-        # mkstemp makes files that only their owner may read.
-        umask = os.umask(0)
-        os.umask(umask)
-        Path(temporary).chmod(0o666 & ~umask)
-        Path(temporary).replace(path)
-    except OSError as error:
-        Path(temporary).unlink(missing_ok=True)
-        raise GraphError(f"{shown}: cannot be written: {error.strerror or error}") from None
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+    write_atomically(path, lambda file: file.write(text.encode()), GraphError)
 
 
 def _ordered(data: Mapping[str, Any], first: tuple[str, ...]) -> Iterator[str]:

@@ -17,7 +17,7 @@ from typing import Any, NoReturn, cast
 from legraph.errors import GraphError, Problem, Source
 from legraph.marks import MAX_DEPTH, describe, printable
 from legraph.schema import ALL_BEFORE, BOS_NAME, MAX_NAME_LENGTH
-from legraph.source import MAX_FILE_BYTES, STDIN, decode, read_text_file
+from legraph.source import MAX_FILE_BYTES, STDIN, decode, read_text_file, unique_keys
 
 # Room for a number behind a name that is taken.
 _MAX_BASE_LENGTH = MAX_NAME_LENGTH - 12
@@ -58,7 +58,7 @@ class Json:
     def read(cls, source: ForeignText) -> Json:
         """Raises GraphError: broken JSON, repeated keys, nesting deeper than MAX_DEPTH."""
         try:
-            value = json.loads(source.text, object_pairs_hook=_object, parse_constant=_constant)
+            value = json.loads(source.text, object_pairs_hook=unique_keys, parse_constant=_constant)
         except json.JSONDecodeError as error:
             line = source.text.split("\n")[error.lineno - 1]
             place = Source(source.name, error.lineno, error.colno, line_text=line)
@@ -133,15 +133,6 @@ def raise_all(problems: Sequence[Problem]) -> None:
     """Raises GraphError with all of them, if there are any."""
     if problems:
         raise GraphError(problems)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"duplicate key {key!r}")
-        found[key] = value
-    return found
 
 
 def _constant(name: str) -> NoReturn:

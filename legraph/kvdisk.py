@@ -323,7 +323,7 @@ def _unlink(path: Path) -> bool:
 
 
 def _write_atomically(path: Path, buffers: list[Any]) -> None:
-    """Not `bundlefile.write_atomically`: files of a shared folder have the user's umask from the start."""
+    """Not `wholefile.write_atomically`: files of a shared folder have the user's umask from the start."""
     temporary = path.with_name(f".{path.stem}.{os.getpid()}-{secrets.token_hex(4)}{_TEMPORARY_SUFFIX}")
     try:
         with temporary.open("xb") as file:

@@ -21,7 +21,7 @@ from typing import Any, cast
 from legraph.errors import GraphError, Problem, Source
 from legraph.marks import describe, printable, quoted
 from legraph.reads import files_of
-from legraph.source import read_text_file
+from legraph.source import read_text_file, unique_keys
 from legraph.variables import Item
 
 # A graph of more chunks than this is a slip of the hand.
@@ -168,22 +168,13 @@ def _json(text: str, name: str) -> Iterator[Item]:
 
 def _loaded(text: str, name: str, line: int | None) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=_object)
+        return json.loads(text, object_pairs_hook=unique_keys)
     except json.JSONDecodeError as error:
         place = Source(name, line or error.lineno, error.colno, line_text=text.split("\n")[error.lineno - 1])
         raise GraphError(Problem(f"not JSON: {error.msg}", source=place)) from None
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise GraphError(Problem(f"not JSON: {what}", source=Source(name, line))) from None
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """As in graph files, the same key twice is an error, not a choice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return found
 
 
 def _csv(text: str, name: str) -> Iterator[Item]:

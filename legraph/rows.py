@@ -11,7 +11,7 @@ from typing import Any, cast
 from legraph.errors import GraphError, KeyPath, Problem, Source, did_you_mean
 from legraph.marks import Span, printable
 from legraph.parse import ParsedFile, parse
-from legraph.source import SourceText, read_text_file
+from legraph.source import SourceText, read_text_file, unique_keys
 
 _KEYS = ("id", "graph")
 
@@ -74,7 +74,7 @@ def _row(
     line: str, place: Source, folder: Path, variables: Mapping[str, Any] | None, allow_outside: bool
 ) -> Row:
     try:
-        data: Any = json.loads(line, object_pairs_hook=_object)
+        data: Any = json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         column = error.colno if isinstance(error, json.JSONDecodeError) else None
         what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
@@ -93,15 +93,6 @@ def _row(
     except GraphError as error:
         raise GraphError(map(_in_row, error.problems)) from None
     return Row(row["id"], parsed, place.line or 0)
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """As in files, the same key twice is an error, not a choice."""
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
-    return found
 
 
 def _row_problems(data: Any, place: Source) -> Iterator[Problem]:

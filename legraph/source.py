@@ -147,5 +147,14 @@ def decode(raw: bytes, shown: str) -> str:
         ) from None
 
 
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """For `json.loads`: as in graph files, the same key twice is an error (ValueError), not a choice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"duplicate key {next(key for key in keys if keys.count(key) > 1)!r}")
+    return found
+
+
 def _sniff(text: str) -> Syntax:
     return "toml" if _LOOKS_LIKE_TOML.match(text) else "yaml"

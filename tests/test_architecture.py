@@ -20,6 +20,7 @@ FLOORS = {
     # What everything stands on: errors, and places in a text.
     "errors": 0,
     "marks": 0,
+    "wholefile": 1,
     "reads": 0,
     # The file: its syntaxes, its format, and what holds between its chunks.
     "toml_reader": 1,

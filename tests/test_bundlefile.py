@@ -20,10 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legraph.bundle import Bundle, MaskMode
-from legraph.bundlefile import BUNDLE_VERSION, MAX_AUTO_DENSE_TOKENS, write_atomically
+from legraph.bundlefile import BUNDLE_VERSION, MAX_AUTO_DENSE_TOKENS
 from legraph.compiler import Chunk, compile_chunks
 from legraph.errors import BundleError
 from legraph.graph import Generate
+from legraph.wholefile import write_atomically
 from tests.random_graphs import bundles, content, tokenizer
 
 SUFFIXES = (".npz", ".pt")
@@ -280,7 +281,7 @@ def test_an_interrupted_write_leaves_no_temporary_file(tmp_path: Path, error: ty
         raise error
 
     with pytest.raises(error):
-        write_atomically(tmp_path / "bundle.npz", interrupted)
+        write_atomically(tmp_path / "bundle.npz", interrupted, BundleError)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -289,7 +290,7 @@ def test_an_os_error_without_words_still_says_something(tmp_path: Path):
         raise OSError("the cable is out")
 
     with pytest.raises(BundleError, match="cannot be written: the cable is out"):
-        write_atomically(tmp_path / "bundle.npz", fail)
+        write_atomically(tmp_path / "bundle.npz", fail, BundleError)
 
 
 def test_a_file_is_replaced_and_a_reader_keeps_the_old_one(bundle: Bundle, tmp_path: Path, suffix: str):

@@ -62,7 +62,16 @@ def file_of(graph: Graph) -> dict[str, Any]:
     if graph.tokenizer is not None:
         data["tokenizer"] = graph.tokenizer
     data["chunks"] = [entry_of(graph, chunk, has_bos) for chunk in graph.chunks[has_bos:]]
-    return data
+    return as_written(data)
+
+
+def as_written(value: Any) -> Any:
+    """Strings as a file says them, in which `${` begins a variable."""
+    if isinstance(value, dict):
+        return {key: as_written(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [as_written(each) for each in value]
+    return value.replace("${", "$${") if isinstance(value, str) else value
 
 
 def entry_of(graph: Graph, chunk: GraphChunk, has_bos: bool) -> dict[str, Any]:
