@@ -16,7 +16,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from os.path import abspath
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 from legraph.errors import GraphError, Problem, Source
 from legraph.marks import describe, printable, quoted
@@ -137,7 +137,9 @@ def _of_values(values: Iterable[Any], what: str, where: str = "") -> Iterator[It
 
 def _of_range(written: Any) -> list[Item]:
     bounds = cast("list[Any]", written) if isinstance(written, list) else [written]
-    if not 1 <= len(bounds) <= 3 or not all(type(bound) is int for bound in bounds) or bounds[2:] == [0]:
+    if bounds[2:] == [0]:
+        raise GraphError(Problem("the range has a step of 0", "another step"))
+    if not 1 <= len(bounds) <= 3 or not all(type(bound) is int for bound in bounds):
         raise GraphError(Problem(f"range is {describe(written)}", "n, [start, stop] or [start, stop, step]"))
     numbers = range(*bounds)
     # `len` of a range cannot be larger than a machine's word.
@@ -168,13 +170,17 @@ def _json(text: str, name: str) -> Iterator[Item]:
 
 def _loaded(text: str, name: str, line: int | None) -> Any:
     try:
-        return json.loads(text, object_pairs_hook=unique_keys)
+        return json.loads(text, object_pairs_hook=unique_keys, parse_constant=_no_number)
     except json.JSONDecodeError as error:
         place = Source(name, line or error.lineno, error.colno, line_text=text.split("\n")[error.lineno - 1])
         raise GraphError(Problem(f"not JSON: {error.msg}", source=place)) from None
     except (ValueError, RecursionError) as error:
         what = "nested too deeply" if isinstance(error, RecursionError) else str(error)
         raise GraphError(Problem(f"not JSON: {what}", source=Source(name, line))) from None
+
+
+def _no_number(word: str) -> NoReturn:
+    raise ValueError(f"{word} is not a JSON number")
 
 
 def _csv(text: str, name: str) -> Iterator[Item]:

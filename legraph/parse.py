@@ -10,7 +10,8 @@ import gc
 import re
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -50,6 +51,8 @@ _EXPECTED_BY_TYPE = {
     "tuple_type": "a list",
     "model_type": "a mapping",
 }
+# Of the problems that rounds of a loop have at one place.
+MAX_ROUNDS_REPORTED = 3
 _LITERALS = (*get_args(PositionPolicy), *get_args(Role))
 _EXPONENT = re.compile(r"[-+]?[0-9.]+[eE][-+]?[0-9]+")
 
@@ -139,7 +142,22 @@ def _in_order(problems: list[Problem], source: SourceText) -> list[Problem]:
     """In the order of the file, then those of other files; once, if all rounds of a loop have it."""
     first = {(_place(problem), problem.message): problem for problem in reversed(problems)}
     once = [problem for problem in problems if first[_place(problem), problem.message] is problem]
-    return sorted(once, key=lambda found: (_place(found)[0] != source.name, *_place(found)))
+    once.sort(key=lambda found: (_place(found)[0] != source.name, *_place(found)))
+    return list(_few_of_each_place(once))
+
+
+def _few_of_each_place(problems: list[Problem]) -> Iterator[Problem]:
+    """All problems, but of those that rounds of a loop have at one place the first ones only."""
+    for _, group in groupby(problems, key=_place):
+        found = list(group)
+        rounds = [problem for problem in found if problem.source is not None and problem.source.note]
+        left_out = rounds[MAX_ROUNDS_REPORTED:]
+        kept = [problem for problem in found if problem not in left_out]
+        if left_out:
+            last = kept[-1]
+            more = f"(and {len(left_out):,} more like it)"
+            kept[-1] = replace(last, message=f"{last.message} {more}")
+        yield from kept
 
 
 def _value(problem: Problem) -> tuple[str, KeyPath]:
@@ -274,7 +292,10 @@ def _schema_problem(source: _Finder, data: dict[str, Any], details: ErrorDetails
         return _version_problem(value, place)
     if kind in _EXPECTED_BY_TYPE:
         return _wrong_type(kind, key, value, place)
-    return Problem(*_value_problem(kind, key, value, details), source=place)
+    message, expected, hint = _value_problem(kind, key, value, details)
+    if kind == "string_pattern_mismatch" and place.note and key == "'name'":
+        hint = "the name of a file can hold anything; a number cannot: ${item.number}, ${item.index}"
+    return Problem(message, expected, hint, place)
 
 
 def _value_problem(kind: str, key: str, value: Any, details: ErrorDetails) -> tuple[str, str, str | None]:

@@ -25,7 +25,10 @@ def written_out(parsed: ParsedFile) -> str:
         lines = [chunk["where"]] if chunk["where"] else []
         lines += [_matched(selector, names) for selector, names in chunk["selectors"].items()]
         comments[chunk["name"]] = "\n".join(lines)
-    return graph_text(data, f"Written out from {parsed.source.place(()).file}.", comments)
+    comment = f"Written out from {parsed.source.place(()).file}."
+    if parsed.spec.assertions:
+        comment += f" Left out: {count(len(parsed.spec.assertions), 'assertion')}."
+    return graph_text(data, comment, comments)
 
 
 def expanded_data(parsed: ParsedFile) -> dict[str, Any]:

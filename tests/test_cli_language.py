@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -97,7 +100,10 @@ def test_a_graph_that_breaks_what_it_asserts_is_refused(command: str, tmp_path: 
 def test_a_limit_of_tokens_holds_where_there_are_tokens(tmp_path: Path, call: Call):
     graph = tmp_path / "graph.yaml"
     graph.write_text('legraph: 1\nchunks: [{name: a, text: "12345"}]\nassert: [{max_tokens: 4}]\n')
-    assert call("check", graph).code == 0
+    checked = call("check", graph)
+    assert checked.code == 0
+    assert checked.out == f"{graph}: ok; 'max_tokens' needs a tokenizer, and is checked by compile and run\n"
+    assert json.loads(call("check", graph, "--json").out)["files"][0]["unchecked"] == ["max_tokens"]
     done = call("compile", graph, "--tokenizer", "bytes")
     assert done.code == 2 and "the graph has 5 tokens, more than 4" in done.err
     graph.write_text(graph.read_text().replace("4}", "5}"))
@@ -117,3 +123,29 @@ def test_a_role_needs_a_chat_template(tmp_path: Path, call: Call):
     graph.write_text('legraph: 1\nchunks: [{name: a, role: user, text: "Hi"}]\n')
     done = call("compile", graph, "--tokenizer", "bytes")
     assert done.code == 1 and "has no chat template" in done.err
+
+
+def test_what_is_wrong_in_many_rounds_is_said_for_three(tmp_path: Path, call: Call):
+    graph = tmp_path / "graph.yaml"
+    for i in range(30):
+        (tmp_path / f"{i}.txt").write_text("x")
+    graph.write_text(
+        "legraph: 1\nchunks:\n  - {for: {f: '*.txt'}, name: '${f.stem}', text: x}\n  - {name: 1, text: x}\n"
+    )
+    problems = json.loads(call("check", graph, "--json").out)["files"][0]["problems"]
+    said = [(problem["line"], problem["message"]) for problem in problems]
+    assert said[:2] == [(3, "'0' cannot be a chunk's name"), (3, "'1' cannot be a chunk's name")]
+    assert said[2] == (3, "'2' cannot be a chunk's name (and 27 more like it)")
+    assert [line for line, _ in said] == [3, 3, 3, 4]
+    assert "${item.number}" in problems[0]["hint"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes of another kind")
+def test_an_error_that_nobody_reads_is_one_all_the_same(tmp_path: Path):
+    graph = tmp_path / "graph.yaml"
+    graph.write_text("legraph: 2\n")
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run([sys.executable, "-m", "legraph.cli", "check", graph], stdout=write, stderr=write)
+    os.close(write)
+    assert done.returncode == 2

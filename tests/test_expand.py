@@ -281,6 +281,7 @@ def test_a_wrong_variable_is_the_only_thing_said_of_a_value(desk: Desk):
         "text: &anchor x «${x}»",
         'text: "one\\n two «${x}»"',
         'text: "one\n        two «${x}»"',
+        'text: "some words\n     «${x}»"',
         'text: «"\\u0024{x} ${y}"»',
     ],
 )
@@ -367,6 +368,28 @@ chunks:
   - {name: t.e, text: e, parents: [t.f, t.x]}
   - {name: t.f, text: f}
   - {name: q, text: q, parents: [o.l.x, o.l.y, t.x, t.y, t.e, t.f]}
+""",
+    )
+
+
+def test_parents_and_groups_of_includes_reach_the_files_below(desk: Desk):
+    desk.write(
+        mid="legraph: 1\nchunks: [{name: m, text: m}, "
+        "{include: leaf.yaml, as: l, parents: [m], group: inner}, {name: n, text: n, parents: ['@inner']}]\n",
+        leaf="legraph: 1\nchunks: [{name: x, text: x}]\n",
+    )
+    same(
+        desk,
+        "legraph: 1\nchunks: [{name: a, text: a}, {include: mid.yaml, as: o, parents: [a], group: outer}, "
+        "{name: q, text: q, parents: ['@outer', '^o.n']}, {name: r, text: r, parents: ['@o.inner']}]\n",
+        """legraph: 1
+chunks:
+  - {name: a, text: a}
+  - {name: o.m, text: m, parents: [a]}
+  - {name: o.l.x, text: x, parents: [a, o.m]}
+  - {name: o.n, text: n, parents: [o.l.x, a]}
+  - {name: q, text: q, parents: [o.m, o.l.x]}
+  - {name: r, text: r, parents: [o.l.x]}
 """,
     )
 

@@ -147,7 +147,7 @@ RANGE = "n, [start, stop] or [start, stop, step]"
         ({"range": "3"}, "range is the string '3'", RANGE),
         ({"range": True}, "range is the boolean true", RANGE),
         ({"range": []}, "range is a list", RANGE),
-        ({"range": [1, 2, 0]}, "range is a list", RANGE),
+        ({"range": [1, 2, 0]}, "the range has a step of 0", "another step"),
         ({"range": [1, 2, 3, 4]}, "range is a list", RANGE),
         ({"range": 10**30}, "the range is too long", "at most 1,000,000 numbers"),
         ({"range": [0, -(10**30), -1]}, "the range is too long", "at most 1,000,000 numbers"),
