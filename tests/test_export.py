@@ -15,7 +15,7 @@ from hypothesis import given, settings
 
 import legraph
 from legraph.bundle import Bundle
-from legraph.errors import BundleError, InputError
+from legraph.errors import InputError
 from legraph.export import FORMATS, MAX_CHECKED_TOKENS, dense_from, export_mask, save_export
 from legraph.mask import ChunkMask
 from tests.command_line import Call, Done
@@ -399,7 +399,7 @@ def test_what_stood_there_stays_when_an_export_is_refused(tmp_path: Path) -> Non
 
 
 def test_a_place_that_cannot_be_written_to(tmp_path: Path, graph: Path, call: Call) -> None:
-    with pytest.raises(BundleError, match="cannot be written: No such file or directory"):
+    with pytest.raises(InputError, match="cannot be written: No such file or directory"):
         save_export(bundle_of(FORK), tmp_path / "no/mask.npz", "ffa")
     done = call("compile", graph, "--export", "ffa", "-o", tmp_path / "no/mask.npz")
     assert (done.code, done.out) == (2, "")
