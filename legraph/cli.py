@@ -531,8 +531,7 @@ def run(
     """Run graphs on a model: every leaf, and every chunk with 'generate', is continued."""
     from legraph.graph import Generate
 
-    _one_of("--attn", attn, ("auto", "flex", "sdpa", "eager"))
-    _one_of("--dtype", dtype, ("auto", "float32", "bfloat16", "float16"))
+    _check_model_options(dtype, attn)
     if top_p is not None and not 0 < top_p <= 1:
         raise InputError(Problem(f"--top-p is {top_p}", "more than 0, at most 1"))
     if temperature is not None and not math.isfinite(temperature):

@@ -149,14 +149,15 @@ def _in_order(problems: list[Problem], source: SourceText) -> list[Problem]:
 def _few_of_each_place(problems: list[Problem]) -> Iterator[Problem]:
     """All problems, but of those that rounds of a loop have at one place the first ones only."""
     for _, group in groupby(problems, key=_place):
-        found = list(group)
-        rounds = [problem for problem in found if problem.source is not None and problem.source.note]
-        left_out = rounds[MAX_ROUNDS_REPORTED:]
-        kept = [problem for problem in found if problem not in left_out]
-        if left_out:
-            last = kept[-1]
-            more = f"(and {len(left_out):,} more like it)"
-            kept[-1] = replace(last, message=f"{last.message} {more}")
+        kept, num_rounds = list[Problem](), 0
+        for problem in group:
+            is_round = problem.source is not None and problem.source.note is not None
+            num_rounds += is_round
+            if not is_round or num_rounds <= MAX_ROUNDS_REPORTED:
+                kept.append(problem)
+        if num_rounds > MAX_ROUNDS_REPORTED:
+            more = f"(and {num_rounds - MAX_ROUNDS_REPORTED:,} more like it)"
+            kept[-1] = replace(kept[-1], message=f"{kept[-1].message} {more}")
         yield from kept
 
 
