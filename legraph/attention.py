@@ -12,22 +12,23 @@ from typing import Any, Literal, TypeVar
 
 import torch
 
-from legraph import flatattention, flexattention
+from legraph import flatattention, flexattention, observedattention
 from legraph.errors import ModelError
 from legraph.flexmask import block_mask
 from legraph.mask import ChunkMask, Int64Array
 
-Attention = Literal["flex", "flat", "sdpa", "eager"]
+Attention = Literal["flex", "flat", "observed", "sdpa", "eager"]
 
 # What each of them is called in transformers.
 IMPLEMENTATIONS: dict[Attention, str] = {
     "flex": flexattention.NAME,
     "flat": flatattention.NAME,
+    "observed": observedattention.NAME,
     "sdpa": "sdpa",
     "eager": "eager",
 }
 
-# "flat" works over an engine's cache only.
+# "flat" and "observed" work over an engine's cache only.
 _FOR_ANY_MODEL: tuple[Attention, ...] = ("flex", "sdpa", "eager")
 
 _FULL, _SLIDING = "full_attention", "sliding_attention"

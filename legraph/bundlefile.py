@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, cast, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 
 from legraph.bundle import NO_LABEL, Bundle, BundleMeta, MaskMode
 from legraph.errors import BundleError
@@ -30,12 +31,19 @@ SUFFIXES = (".npz", ".pt")
 MAX_AUTO_DENSE_TOKENS = 4096
 _INT_KEYS = ("input_ids", "position_ids", "span_offsets", "parent_offsets", "parent_indices")
 _REQUIRED_KEYS = {*_INT_KEYS, "span_names", "meta"}
+_KEYS = {*_REQUIRED_KEYS, "labels", "attention_mask"}
 _DENSE_CHECK_ROWS = 1024
 _IS_FOLDER = 0x10  # in the attributes of MS-DOS, which zip archives keep
 _WRONG_META = "'meta' does not hold what a bundle of its version holds"
 
 
-def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
+def save_bundle(
+    bundle: Bundle, path: Path, mask: MaskMode, more: Mapping[str, NDArray[Any]] | None = None
+) -> None:
+    """
+    Args:
+        more: further arrays for the same file; whoever reads it as a bundle passes them over.
+    """
     if path.suffix not in SUFFIXES:
         raise BundleError(f"{path}: a bundle's file name ends in {' or '.join(SUFFIXES)}")
     if mask not in get_args(MaskMode):
@@ -45,6 +53,7 @@ def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
         arrays["labels"] = bundle.labels
     if mask == "dense" or (mask == "auto" and len(bundle) <= MAX_AUTO_DENSE_TOKENS):
         arrays["attention_mask"] = bundle.dense_mask()
+    arrays |= more or {}
     names, meta = list(bundle.span_names), _meta_to_json(bundle.meta)
     if path.suffix == ".npz":
         arrays |= {"span_names": np.array(names, dtype=np.str_), "meta": np.array(meta)}
@@ -60,6 +69,11 @@ def save_bundle(bundle: Bundle, path: Path, mask: MaskMode) -> None:
 
 
 def load_bundle(path: Path) -> Bundle:
+    return load_with_more(path)[0]
+
+
+def load_with_more(path: Path) -> tuple[Bundle, dict[str, Any]]:
+    """A bundle, and everything that its file holds besides."""
     if not path.is_file():
         raise BundleError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     if path.suffix not in SUFFIXES:
@@ -72,7 +86,7 @@ def load_bundle(path: Path) -> Bundle:
     except Exception:  # both formats raise a dozen types on damaged bytes
         raise BundleError(f"{path}: is damaged, or is not a {path.suffix} file") from None
     try:
-        return _to_bundle(content)
+        return _to_bundle(content), {key: value for key, value in content.items() if key not in _KEYS}
     except _InvalidError as error:
         raise BundleError(f"{path}: {error}") from None
 

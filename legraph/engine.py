@@ -267,6 +267,11 @@ class Engine:
             )
         check_positions(bundle.position_ids, max_positions(self.model.config))
 
+    @property
+    def prefill_tokens(self) -> int | None:
+        """Most tokens of one prefill pass; None if there is no limit. Halved when memory runs out."""
+        return self._forward.prefill_tokens
+
     def compilations(self) -> dict[str, int]:
         """How many versions of code this engine has made so far, of each kind; bounded by shape buckets.
 

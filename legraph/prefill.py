@@ -28,7 +28,7 @@ _FIRST_SLOT = 1
 def own_forward(engine: Engine) -> Forward:
     """Passes like those of an engine, beside it. The engine must not run anything meanwhile."""
     attn: Choice = engine.attn  # type: ignore[assignment]
-    return Forward(engine.model, attn)
+    return Forward(engine.model, attn, engine.prefill_tokens)
 
 
 def fit(forward: Forward, bundle: Bundle) -> int:
