@@ -18,10 +18,9 @@ import numpy as np
 from legraph.branch import Branch, Piece
 from legraph.bundle import Bundle
 from legraph.errors import ModelError
-from legraph.layout import start_after
 from legraph.mask import ChunkMask, Int64Array
 from legraph.passes import Segment
-from legraph.result import RunResult, finished_bundle
+from legraph.result import RunResult, finished_bundle, moved_by
 from legraph.reuse import ChunkSource, Hit, Reuse
 from legraph.slots import Extent, merged
 
@@ -161,7 +160,9 @@ class Job:
 
     def _place(self, chunk: int) -> None:
         span = self.bundle.span(chunk)
-        positions = self.bundle.position_ids[span] + self._shift(chunk)
+        positions = self.bundle.position_ids[span] + moved_by(
+            self.bundle, chunk, self._compiled_ends, self.ends
+        )
         self._check(positions)
         self.starts[chunk], self.ends[chunk] = positions[0], positions[-1] + 1
         branch = self.branches.get(chunk)
@@ -191,15 +192,6 @@ class Job:
         extent = self._extents[chunk]
         assert extent is not None
         return extent
-
-    def _shift(self, chunk: int) -> int:
-        """How far a chunk's positions move because its ancestors generated something before it."""
-        meta = self.bundle.meta
-        parents = self.bundle.mask.parents(chunk)
-        if meta.positions != "causal" or self.bundle.span_names[chunk] in meta.pinned or not len(parents):
-            return 0
-        compiled = start_after([int(end) for end in self._compiled_ends[parents]], "causal", 0)
-        return start_after([int(end) for end in self.ends[parents]], "causal", 0) - compiled
 
     def feed(self, chunk: int) -> Segment:
         """The newest token of a branch, in the chunk's next slot. What it sees stands in its lane."""
@@ -353,7 +345,10 @@ class Job:
             "generated": sum(len(output.token_ids) for output in outputs.values()),
             "passes": self.num_passes,
         }
-        bundle = finished_bundle(self.bundle, self.branches, self.starts)
+        branches = self.branches.values()
+        generated = {branch.name: branch.ids for branch in branches}
+        finished = {branch.name for branch in branches if branch.finish is not None}
+        bundle = finished_bundle(self.bundle, generated, self.starts, finished)
         return RunResult(outputs, timing, tokens, self.sources(), bundle)
 
     def sources(self) -> tuple[ChunkSource, ...]:

@@ -27,6 +27,7 @@ from legraph.prefill import fit, own_forward, segments
 if TYPE_CHECKING:
     from legraph.engine import Engine
     from legraph.forward import Forward
+    from legraph.result import RunResult
 
 # Of the logits that one pass gives (512 MiB in float32); more are computed in several passes.
 _MAX_LOGITS = 2**27
@@ -130,6 +131,27 @@ def label_targets(
     if problems:
         raise InputError(problems)
     return labelled
+
+
+def score_generated(engine: Engine, result: RunResult) -> dict[str, tuple[float, ...]]:
+    """For every chunk that generated, the log-probability (base e) of each of its tokens, given all it saw.
+
+    Of the model itself: temperature, top_k and top_p have no part in it. The engine must not run anything
+    meanwhile.
+
+    Raises:
+        ModelError: out of memory, or log-probabilities that are no numbers.
+    """
+    labels = np.full(len(result.bundle), NO_LABEL, dtype=np.int64)
+    targets = [name for name, output in result.outputs.items() if output.token_ids]
+    for name in targets:
+        ids = result.outputs[name].token_ids
+        end = result.bundle.span(name).stop
+        labels[end - len(ids) : end] = ids
+    if not targets:
+        return dict.fromkeys(result.outputs, ())
+    scores = score(engine, replace(result.bundle, labels=labels), targets)
+    return {name: scores[name].log_probs if name in scores else () for name in result.outputs}
 
 
 def scored_tokens(bundle: Bundle, target: str) -> Int64Array:

@@ -24,11 +24,11 @@ from legraph.engine import Engine
 from legraph.errors import InputError, ModelError
 from legraph.graph import Generate, Graph
 from legraph.model import use_attention
-from legraph.score import Score, label_targets, score, score_all, scored_tokens
+from legraph.score import Score, label_targets, score, score_all, score_generated, scored_tokens
 from legraph.scoreshow import score_data, score_table
 from tests.command_line import Call
 from tests.naive import dense_logits, engine
-from tests.random_graphs import LETTERS, brute_force_mask, dag_in_order, dags, graphs, tokenizer
+from tests.random_graphs import LETTERS, brute_force_mask, dag_in_order, dags, graphs, running, tokenizer
 from tests.tiny_models import tiny_model
 
 FEW = settings(max_examples=12)
@@ -360,3 +360,27 @@ def test_the_command_draws_a_table(call: Call, graph: Path, model_folder: Path, 
     ]
     # A graph and what it compiles to have the same scores.
     assert lines[1].split()[3:] == lines[2].split()[3:]
+
+
+# What a run generated
+
+
+@FEW
+@given(bundle=running())
+def test_generated_tokens_have_the_log_probabilities_of_one_eager_pass(bundle: Bundle) -> None:
+    result = engine("llama").run(bundle, Generate(4, temperature=1.0, seed=3))
+    found = score_generated(engine("llama"), result)
+    expected = eager_log_probs(result.bundle, result.bundle.dense_mask())
+    assert list(found) == list(result.outputs)
+    for name, output in result.outputs.items():
+        end = result.bundle.span(name).stop
+        places = range(end - len(output.token_ids), end)
+        wanted = [float(expected[at - 1, result.bundle.input_ids[at]]) for at in places]
+        assert found[name] == pytest.approx(wanted, abs=1e-4)
+
+
+def test_of_a_run_that_generated_nothing_there_is_nothing_to_score() -> None:
+    bundle = compile_chunks([Chunk("abc", name="a")], tokenizer=tokenizer())
+    submission = engine("llama").submit(bundle)
+    submission.cancel()
+    assert score_generated(engine("llama"), submission.partial()) == {"a": ()}

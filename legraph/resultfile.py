@@ -1,0 +1,88 @@
+"""What `legraph run --json` printed, read back: to be shown with the graph that it is about."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from legraph.bundle import Bundle
+from legraph.errors import InputError, Problem, did_you_mean
+from legraph.marks import quoted
+from legraph.result import finished_bundle, used_starts
+
+_WRITTEN_BY = "what 'legraph run GRAPH --json' prints for one graph"
+
+
+class OutputEntry(BaseModel):
+    """What one chunk generated. Each token has one log-probability, if it has any."""
+
+    text: str
+    token_ids: list[Annotated[int, Field(ge=0)]]
+    finish: str | None = None
+    log_probs: list[float] | None = None
+
+
+class _ResultEntry(BaseModel):
+    outputs: dict[str, OutputEntry]
+
+
+def read_outputs(path: Path) -> dict[str, OutputEntry]:
+    """The outputs in a file, by chunk.
+
+    Raises:
+        InputError: it cannot be read, or is something else than the result of one run.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "is not UTF-8"
+        raise InputError(Problem(f"{path}: cannot be read: {reason}", _WRITTEN_BY)) from None
+    try:
+        content = json.loads(text)
+    except (ValueError, RecursionError):
+        is_several = len([line for line in text.splitlines() if line.startswith("{")]) > 1
+        what = "holds several JSON objects" if is_several else "is not JSON"
+        hint = "take the line of one graph" if is_several else None
+        raise InputError(Problem(f"{path}: {what}", _WRITTEN_BY, hint)) from None
+    return _checked(path, content)
+
+
+def _checked(path: Path, content: Any) -> dict[str, OutputEntry]:
+    if isinstance(content, dict) and "error" in content:
+        raise InputError(Problem(f"{path}: holds the error of a run that failed", _WRITTEN_BY))
+    try:
+        outputs = _ResultEntry.model_validate(content).outputs
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        place = ".".join(map(str, first["loc"])) or "the content"
+        raise InputError(Problem(f"{path}: {place}: {first['msg']}", _WRITTEN_BY)) from None
+    for name, output in outputs.items():
+        if output.log_probs is not None and len(output.log_probs) != len(output.token_ids):
+            raise InputError(
+                Problem(
+                    f"{path}: {quoted(name)} has {len(output.token_ids)} token ids and "
+                    f"{len(output.log_probs)} log-probabilities",
+                    "one for each token",
+                )
+            )
+    return outputs
+
+
+def with_outputs(bundle: Bundle, outputs: Mapping[str, OutputEntry], path: Path) -> Bundle:
+    """The finished graph of a run: the compiled one with what was generated, at the positions really used.
+
+    Raises:
+        InputError: some output is of a chunk that the graph has not, so it is of another graph.
+    """
+    unknown = [name for name in outputs if name not in bundle.span_names]
+    if unknown:
+        hint = did_you_mean(unknown[0], bundle.span_names)
+        raise InputError(
+            Problem(f"{path}: the graph has no chunk {quoted(unknown[0])}", "the result of this graph", hint)
+        )
+    generated = {name: output.token_ids for name, output in outputs.items()}
+    return finished_bundle(bundle, generated, used_starts(bundle, generated), outputs.keys())

@@ -1,0 +1,93 @@
+"""A result that was printed gives back the finished graph of its run."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+
+from legraph import Bundle, Chunk, Generate, InputError, compile_chunks
+from legraph.report import result_data
+from legraph.resultfile import OutputEntry, read_outputs, with_outputs
+from tests.naive import engine
+from tests.random_graphs import content, running, tokenizer
+
+
+def printed(result: Any) -> str:
+    return json.dumps(result_data(result, result.timing))
+
+
+@settings(max_examples=25)
+@given(bundle=running())
+def test_the_finished_graph_is_that_of_the_run(bundle: Bundle) -> None:
+    result = engine("llama").run(bundle, Generate(3))
+    outputs = {
+        name: OutputEntry.model_validate(entry)
+        for name, entry in json.loads(printed(result))["outputs"].items()
+    }
+    assert content(with_outputs(bundle, outputs, Path("r.json"))) == content(result.bundle)
+
+
+def fork() -> Bundle:
+    head = Chunk("abc ", name="head")
+    left = Chunk("left ", parents=[head], name="left", generate=Generate(5))
+    return compile_chunks([Chunk("join", parents=[left], name="join")], tokenizer=tokenizer())
+
+
+def test_a_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    result = engine("llama").run(fork(), Generate(4))
+    path.write_text(printed(result))
+    outputs = read_outputs(path)
+    assert {name: tuple(output.token_ids) for name, output in outputs.items()} == {
+        name: output.token_ids for name, output in result.outputs.items()
+    }
+    assert outputs["join"].text == result.outputs["join"].text
+    assert outputs["join"].log_probs is None
+
+
+OUTPUT = {"text": "x", "token_ids": [1], "finish": "end"}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not JSON"),
+        ("[" * 100_000, "is not JSON"),
+        ('{"outputs": {}}\n{"outputs": {}}\n', "holds several JSON objects"),
+        ("[]", "the content: Input should be"),
+        ("{}", "outputs: Field required"),
+        ('{"id": "a", "error": {"kind": "ModelError"}}', "holds the error of a run that failed"),
+        (json.dumps({"outputs": {"q": {"text": "x"}}}), r"outputs\.q\.token_ids: Field required"),
+        (json.dumps({"outputs": {"q": OUTPUT | {"token_ids": [-1]}}}), r"outputs\.q\.token_ids\.0: .*0"),
+        (
+            json.dumps({"outputs": {"q": OUTPUT | {"log_probs": [-0.5, -0.25]}}}),
+            "'q' has 1 token ids and 2 log-probabilities",
+        ),
+    ],
+)
+def test_what_is_no_result_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(InputError, match=message) as caught:
+        read_outputs(path)
+    assert str(path) in str(caught.value)
+
+
+def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        read_outputs(tmp_path / "none.json")
+    binary = tmp_path / "result.json"
+    binary.write_bytes(b"\xff\xfe")
+    with pytest.raises(InputError, match="is not UTF-8"):
+        read_outputs(binary)
+
+
+def test_the_result_of_another_graph_is_refused() -> None:
+    outputs = {"joint": OutputEntry(text="x", token_ids=[1])}
+    with pytest.raises(InputError, match="the graph has no chunk 'joint'") as caught:
+        with_outputs(fork(), outputs, Path("r.json"))
+    assert "did you mean 'join'?" in str(caught.value)
