@@ -21,8 +21,9 @@ from typing import Any
 
 import pytest
 
-from legraph import cli
 from legraph.bundle import Bundle
+from legraph.cli import runreport
+from legraph.cli.console import for_eyes
 from legraph.compiler import compile_file
 from legraph.graph import Generate
 from legraph.kvdisk import DiskTier
@@ -342,7 +343,7 @@ MANY = ["--max-new-tokens", 4000]
 
 
 # Panels are drawn for every token, however fast they come.
-PROGRAM = "from legraph import cli; cli._SECONDS_PER_PICTURE = 0; cli.main()"
+PROGRAM = "from legraph.cli import console, main; console._SECONDS_PER_PICTURE = 0; main()"
 
 
 def started(*arguments: object, stdout: int = PIPE, stderr: int = PIPE) -> subprocess.Popen[bytes]:
@@ -397,7 +398,7 @@ def test_an_interrupt_between_two_passes_ends_the_run_too(
         if len(said) == 8:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_in_turns", lambda has_headings: show)
+    monkeypatch.setattr(runreport, "in_turns", lambda has_headings: show)
     saved, store = tmp_path / "saved.npz", tmp_path / "kv"
     done = call("run", endless, *MANY, "--model", model_folder, "--stream", "--save", saved, "--kv", store)
     assert done == Done(130, "\n", "error: interrupted\n")
@@ -478,6 +479,6 @@ def screen(said: str) -> list[str]:
 
 def test_a_model_gives_a_terminal_no_orders(monkeypatch: pytest.MonkeyPatch) -> None:
     said = "red \x1b[31m\x07 and\n\ttwo lines, \u00fcber"
-    assert cli._for_eyes(said) == said
+    assert for_eyes(said) == said
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
-    assert cli._for_eyes(said) == "red \ufffd[31m\ufffd and\n\ttwo lines, \u00fcber"
+    assert for_eyes(said) == "red \ufffd[31m\ufffd and\n\ttwo lines, \u00fcber"

@@ -29,7 +29,7 @@ def test_the_wheel_holds_the_package_and_the_model_in_the_box(built: Path) -> No
     for name in ("config.json", "model.safetensors", "tokenizer.json", "README.md"):
         assert f"legraph/recall/{name}" in model
     assert sum(sizes[name] for name in model) < MAX_MODEL_BYTES
-    modules = {f"legraph/{path.name}" for path in (ROOT / "legraph").glob("*.py")}
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "legraph").rglob("*.py")}
     assert modules | {"legraph/py.typed"} <= set(sizes)
     assert not [name for name in sizes if name.startswith(("tests/", "examples/", "benchmarks/"))]
 

@@ -1,0 +1,244 @@
+"""Commands that run graphs on a model: to continue them, to prove the mask, to score texts."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from legraph.cli.console import print_picture, progress
+from legraph.cli.inputs import (
+    JSONL_SUFFIX,
+    as_bundle,
+    graph_or_bundle,
+    load_engine,
+    output_path,
+    run_inputs,
+)
+from legraph.cli.options import (
+    AttnOption,
+    DeviceOption,
+    DtypeOption,
+    InputArgument,
+    JsonOption,
+    ModelOption,
+    OutsideOption,
+    TokenizerOption,
+    VarOption,
+    VarsOption,
+    check_model_options,
+    reading_of,
+)
+from legraph.cli.runreport import Report
+from legraph.errors import InputError, LegraphError, Problem
+
+T = TypeVar("T")
+
+
+def run(
+    sources: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="GRAPH|BUNDLE...", help='Graph files, bundles, .jsonl of {"id", "graph"}; - is stdin.'
+        ),
+    ],
+    model: ModelOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    attn: AttnOption = "auto",
+    max_new_tokens: Annotated[
+        int, typer.Option("--max-new-tokens", min=1, help="For leaves without 'generate' of their own.")
+    ] = 32,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", min=0, help="Sample, where a chunk does not say; else greedy."),
+    ] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus sampling, 0 < p <= 1.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Among the k likeliest.")] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
+    prefill_tokens: Annotated[
+        int | None,
+        typer.Option("--prefill-tokens", min=1, help="Most tokens of one prefill pass."),
+    ] = None,
+    kv: Annotated[
+        str | None,
+        typer.Option("--kv", metavar="DIR", help="Keep keys and values of chunks there, and reuse them."),
+    ] = None,
+    kv_bytes: Annotated[
+        str | None,
+        typer.Option("--kv-bytes", metavar="SIZE", help="Most that DIR holds: 500MB, 20GiB, ..."),
+    ] = None,
+    explain_cache: Annotated[
+        bool, typer.Option("--explain-cache", help="Show where each chunk's keys and values came from.")
+    ] = False,
+    save: Annotated[
+        str | None,
+        typer.Option(
+            "--save", metavar="OUT", help="Write the finished graph, text and generated tokens, as a bundle."
+        ),
+    ] = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    stream: Annotated[bool, typer.Option("--stream", help="Show text as it is generated.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Run graphs on a model: every leaf, and every chunk with 'generate', is continued."""
+    from legraph.graph import Generate
+
+    check_model_options(dtype, attn)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise InputError(Problem(f"--top-p is {top_p}", "more than 0, at most 1"))
+    if temperature is not None and not math.isfinite(temperature):
+        raise InputError(Problem(f"--temperature is {temperature}", "a number"))
+    _check_cache_options(kv, kv_bytes, explain_cache)
+    path = None if save is None else _saved_path(save, sources)
+    settings = Generate(max_new_tokens, (), temperature, top_k, top_p, seed)
+    started = time.perf_counter()
+    # What is wrong with the input is said before a model is loaded.
+    given = run_inputs(sources, reading_of(var, vars_file, allow_outside))
+    engine = load_engine(
+        model,
+        tokenizer,
+        device=device,
+        dtype=dtype,
+        attn=attn,
+        kv=_kv_store(kv, kv_bytes),
+        prefill_tokens=prefill_tokens,
+    )
+    loaded = time.perf_counter()
+    bundles = [_or_error(as_bundle, graph, engine.tokenizer) for graph in given.values()]
+    compiled = time.perf_counter()
+    runs = [
+        bundle if isinstance(bundle, LegraphError) else _or_error(engine.submit, bundle, settings)
+        for bundle in bundles
+    ]
+    is_several = len(sources) > 1 or Path(sources[0]).suffix == JSONL_SUFFIX
+    if not is_several and isinstance(runs[0], LegraphError):
+        raise runs[0]
+    setup = {"load_s": loaded - started, "compile_s": compiled - loaded}
+    report = Report(list(given), is_several, as_json, explain_cache, setup)
+    try:
+        report.follow(engine, runs, stream and not as_json)
+    finally:
+        # After an interrupt too: what was generated until then is kept.
+        results = report.results(runs)
+        try:
+            # First, because nobody may read the results.
+            if path is not None and not isinstance(results[0], LegraphError):
+                results[0].bundle.save(path)
+        finally:
+            report.give(results)
+    if report.errors:
+        raise typer.Exit(1)
+
+
+def verify(
+    source: InputArgument,
+    model: ModelOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    attn: AttnOption = "auto",
+    sample: Annotated[
+        int | None,
+        typer.Option("--sample", min=1, help="Change N chunks only; default all, or 64 if there are more."),
+    ] = None,
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Prove on a model that each chunk changes its descendants and nothing else. Exit code 0 or 1."""
+    from legraph.verify import num_passes
+    from legraph.verify import verify as verify_bundle
+    from legraph.verifyshow import VerifyPicture, verify_data
+
+    check_model_options(dtype, attn)
+    given = graph_or_bundle(source, reading_of(var, vars_file, allow_outside))
+    engine = load_engine(model, tokenizer, device=device, dtype=dtype, attn=attn)
+    bundle = as_bundle(given, engine.tokenizer)
+    with progress("verifying", num_passes(bundle.mask.num_chunks, sample), "passes") as advance:
+        found = verify_bundle(engine, bundle, sample, advance=advance)
+    print(json.dumps(verify_data(found))) if as_json else print_picture(VerifyPicture(found))
+    if not found.is_ok:
+        raise typer.Exit(1)
+
+
+def score(
+    sources: Annotated[
+        list[str],
+        typer.Argument(metavar="GRAPH|BUNDLE...", help="Graph files, bundles, .jsonl; - is stdin."),
+    ],
+    target: Annotated[
+        list[str] | None,
+        typer.Option("--target", metavar="NAME", help="May be repeated. Default: completions, else leaves."),
+    ] = None,
+    model: ModelOption = None,
+    tokenizer: TokenizerOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = "auto",
+    attn: AttnOption = "auto",
+    var: VarOption = None,
+    vars_file: VarsOption = None,
+    allow_outside: OutsideOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Log-probabilities of chunks under their graph: of completions, or of texts without the first token."""
+    from legraph.score import label_targets, score_all
+    from legraph.scoreshow import score_data, score_table
+
+    check_model_options(dtype, attn)
+    targets = target or []
+    given = label_targets(run_inputs(sources, reading_of(var, vars_file, allow_outside)), targets)
+    engine = load_engine(model, tokenizer, device=device, dtype=dtype, attn=attn)
+    bundles = {name: as_bundle(graph, engine.tokenizer) for name, graph in given.items()}
+    scores = score_all(engine, bundles, targets)
+    print(json.dumps(score_data(scores))) if as_json else print_picture(score_table(scores))
+
+
+def _or_error(function: Callable[..., T], *arguments: Any) -> T | LegraphError:
+    """A graph that cannot be run on this model is an error of its own: others beside it can."""
+    try:
+        return function(*arguments)
+    except LegraphError as error:
+        return error
+
+
+def _check_cache_options(kv: str | None, kv_bytes: str | None, explain_cache: bool) -> None:
+    if kv is None and (kv_bytes is not None or explain_cache):
+        option = "--explain-cache" if explain_cache else "--kv-bytes"
+        raise InputError(Problem(f"{option} is about a store, and there is none", "--kv DIR beside it"))
+
+
+def _kv_store(folder: str | None, max_bytes: str | None) -> Any:
+    from legraph.kvdisk import DiskTier
+    from legraph.kvshow import parse_size
+    from legraph.kvstore import KVStore
+
+    if folder is None:
+        return None
+    # The folder is enough: what one run needs twice stays in its cache.
+    store = KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
+    if max_bytes is not None:
+        # What an earlier run was allowed to keep may be more.
+        DiskTier(folder).prune(parse_size(max_bytes))
+    return store
+
+
+def _saved_path(save: str, sources: list[str]) -> Path:
+    if len(sources) > 1 or Path(sources[0]).suffix == JSONL_SUFFIX:
+        raise InputError(Problem("--save keeps one graph, and there are several", "one graph"))
+    path = output_path(sources[0], save)
+    # Before the run, which may take long: its result must have a place.
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):
+        wrong = "permission denied" if path.parent.is_dir() else "no such folder"
+        raise InputError(Problem(f"{path}: cannot be written: {wrong}", "a folder that can be written to"))
+    return path
