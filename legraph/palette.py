@@ -62,7 +62,7 @@ PALETTES: dict[Theme, Palette] = {
         highlight="#e69f00",
         full="#1f2328",
         partial="#cc79a7",
-        scale=("#f4f6f8", "#cfe1ef", "#94bfdf", "#4f93c8", "#1b5c8f", "#0a2f52"),
+        scale=("#fbfcfd", "#cfe1ef", "#94bfdf", "#4f93c8", "#1b5c8f", "#0a2f52"),
     ),
     "dark": Palette(
         paper="#0f141a",
@@ -79,6 +79,6 @@ PALETTES: dict[Theme, Palette] = {
         highlight="#f0c000",
         full="#e6edf3",
         partial="#d58fb8",
-        scale=("#161c23", "#17324a", "#1d5580", "#3a86bf", "#84bde6", "#e2f1fc"),
+        scale=("#0a0e13", "#17324a", "#1d5580", "#3a86bf", "#84bde6", "#e2f1fc"),
     ),
 }
