@@ -23,6 +23,7 @@ from itertools import groupby
 import numpy as np
 
 from legraph.bundle import Bundle
+from legraph.mask import ChunkMask, Int64Array
 
 # Up to here nothing is folded: every chunk has its own line, with its text.
 MAX_UNFOLDED_CHUNKS = 30
@@ -214,12 +215,25 @@ def _cut_list(groups: list[int]) -> tuple[list[int], list[int]]:
 def _fold(bundle: Bundle) -> tuple[list[tuple[int, ...]], np.ndarray]:
     """Groups of chunks that share a line, by their first chunk, and the group of each chunk.
 
-    Chunks are alike if they have the same parents, children, number of tokens and generate settings. So a
-    group sees all of another group or nothing of it, and groups form a DAG as chunks do.
+    Their chunks have the same parents, children, number of tokens and generate settings.
     """
-    mask = bundle.mask
-    if mask.num_chunks <= MAX_UNFOLDED_CHUNKS:
-        return [(i,) for i in range(mask.num_chunks)], np.arange(mask.num_chunks)
+    num_chunks = bundle.mask.num_chunks
+    if num_chunks <= MAX_UNFOLDED_CHUNKS:
+        return [(i,) for i in range(num_chunks)], np.arange(num_chunks)
+    lengths = np.diff(bundle.span_offsets).tolist()
+    settings = (bundle.meta.generate.get(name) for name in bundle.span_names)
+    return alike_chunks(bundle.mask, list(zip(lengths, settings, strict=True)))
+
+
+def alike_chunks(mask: ChunkMask, looks: Sequence[object]) -> tuple[list[tuple[int, ...]], Int64Array]:
+    """Groups of chunks with the same parents, the same children and equal looks, by their first chunk.
+
+    A group sees all of another group or nothing of it, so groups form a DAG as chunks do, and stand in a
+    topological order. O(chunks + edges).
+
+    Returns:
+        the chunks of each group, ascending; and int64 [K], the group of each chunk.
+    """
     # A set of chunks is told by the sum of its members' random numbers: vectors instead of sets of sets.
     number = np.random.default_rng(0).integers(0, 2**63, mask.num_chunks, dtype=np.uint64)
     children = mask.children_of_edges()
@@ -227,11 +241,8 @@ def _fold(bundle: Bundle) -> tuple[list[tuple[int, ...]], np.ndarray]:
     child_sums = np.zeros(mask.num_chunks, dtype=np.uint64)
     np.add.at(parent_sums, children, number[mask.parent_indices])
     np.add.at(child_sums, mask.parent_indices, number[children])
-    lengths = np.diff(mask.span_offsets)
-    settings = (bundle.meta.generate.get(name) for name in bundle.span_names)
     members: dict[object, list[int]] = {}
-    keys = zip(parent_sums.tolist(), child_sums.tolist(), lengths.tolist(), settings, strict=True)
-    for i, key in enumerate(keys):
+    for i, key in enumerate(zip(parent_sums.tolist(), child_sums.tolist(), looks, strict=True)):
         members.setdefault(key, []).append(i)
     group_of = np.zeros(mask.num_chunks, dtype=np.int64)
     for group, chunks in enumerate(members.values()):
