@@ -61,10 +61,10 @@ def summary(bundle: Bundle, tokenizer: Any = None) -> dict[str, Any]:
     """
     previews = _previews(bundle, range(bundle.mask.num_chunks), tokenizer)
     chunks = [_chunk_summary(bundle, i, preview) for i, preview in enumerate(previews)]
-    return _totals(bundle) | {"chunks": chunks}
+    return totals_of(bundle) | {"chunks": chunks}
 
 
-def _totals(bundle: Bundle) -> dict[str, Any]:
+def totals_of(bundle: Bundle) -> dict[str, Any]:
     n = len(bundle)
     pairs, causal_pairs = bundle.mask.num_visible_pairs(), n * (n + 1) // 2
     blocks = active_blocks(bundle.mask)
@@ -150,7 +150,7 @@ def _references(bundle: Bundle, chunks: Sequence[int]) -> str:
 
 
 def _footer(bundle: Bundle) -> list[Text]:
-    totals = _totals(bundle)
+    totals = totals_of(bundle)
     blocks, density = totals["blocks"], totals["density"]
     leaves = "1 leaf" if totals["num_leaves"] == 1 else f"{totals['num_leaves']:,} leaves"
     word = next(word for least, word in _DENSITY_WORDS if density >= least)
@@ -187,13 +187,13 @@ def _positions(bundle: Bundle, chunks: Sequence[int]) -> tuple[int, int]:
 def _previews(bundle: Bundle, chunks: Sequence[int], tokenizer: Any) -> list[str | None]:
     """The beginning of each chunk's text, or None for all of them where it cannot be told."""
     if tokenizer is None:
-        tokenizer = _own_tokenizer(bundle)
+        tokenizer = own_tokenizer(bundle)
     if tokenizer is None or int(bundle.input_ids.max()) >= len(tokenizer):
         return [None] * len(chunks)
     return [_preview(bundle, chunk, tokenizer) for chunk in chunks]
 
 
-def _own_tokenizer(bundle: Bundle) -> Any:
+def own_tokenizer(bundle: Bundle) -> Any:
     """The tokenizer that made the bundle, or None if it is not to be had or is another one by now."""
     try:
         tokenizer = load_tokenizer(bundle.meta.tokenizer)
