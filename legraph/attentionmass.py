@@ -113,11 +113,19 @@ class AttentionMass:
         Raises:
             BundleError: damaged, not a bundle, a bundle without attention, or with that of another graph.
         """
-        bundle, more = load_with_more(Path(path))
-        if _MASS not in more:
+        attention = AttentionMass.load_if_any(path)
+        if attention is None:
             raise BundleError(
                 f"{path}: holds no attention; legraph run GRAPH --attention OUT{SUFFIX} writes files that do"
             )
+        return attention
+
+    @staticmethod
+    def load_if_any(path: str | Path) -> AttentionMass | None:
+        """As `load`; None for a bundle without attention."""
+        bundle, more = load_with_more(Path(path))
+        if _MASS not in more:
+            return None
         num_chunks = bundle.mask.num_chunks
         mass = _checked(path, _MASS, more[_MASS], None, (bundle.mask.num_edges + num_chunks,))
         planes = mass.shape[:2]

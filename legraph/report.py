@@ -17,12 +17,24 @@ if TYPE_CHECKING:
 _ORIGIN_STYLES = {"device": "green", "memory": "green", "disk": "cyan", "computed": "yellow", "unused": "dim"}
 
 
-def result_data(result: RunResult, timing: Mapping[str, float], explain: bool = False) -> dict[str, Any]:
-    """The object that `legraph run --json` prints. `explain`: with the source of each chunk."""
-    outputs = {
+def result_data(
+    result: RunResult,
+    timing: Mapping[str, float],
+    explain: bool = False,
+    log_probs: Mapping[str, Sequence[float]] | None = None,
+) -> dict[str, Any]:
+    """The object that `legraph run --json` prints.
+
+    Args:
+        explain: with the source of each chunk.
+        log_probs: by chunk, of each token that it generated.
+    """
+    outputs: dict[str, Any] = {
         chunk: {"text": output.text, "token_ids": list(output.token_ids), "finish": output.finish}
         for chunk, output in result.outputs.items()
     }
+    for chunk, values in (log_probs or {}).items():
+        outputs[chunk]["log_probs"] = list(values)
     data: dict[str, Any] = {"outputs": outputs, "timing": dict(timing), "tokens": result.tokens}
     if explain:
         data["cache"] = [source_data(source) for source in result.sources]

@@ -72,8 +72,15 @@ def _checked(path: Path, content: Any) -> dict[str, OutputEntry]:
     return outputs
 
 
-def with_outputs(bundle: Bundle, outputs: Mapping[str, OutputEntry], path: Path) -> Bundle:
+def finished_with(
+    bundle: Bundle, outputs: Mapping[str, OutputEntry], path: Path, may_be_finished: bool = False
+) -> Bundle:
     """The finished graph of a run: the compiled one with what was generated, at the positions really used.
+
+    Args:
+        path: of the outputs, for errors.
+        may_be_finished: the bundle may have been written after the run. It has, if every chunk that
+            generated ends with its tokens and has others before them.
 
     Raises:
         InputError: some output is of a chunk that the graph has not, so it is of another graph.
@@ -85,4 +92,11 @@ def with_outputs(bundle: Bundle, outputs: Mapping[str, OutputEntry], path: Path)
             Problem(f"{path}: the graph has no chunk {quoted(unknown[0])}", "the result of this graph", hint)
         )
     generated = {name: output.token_ids for name, output in outputs.items()}
+    if may_be_finished and all(_ends_with(bundle, name, ids) for name, ids in generated.items()):
+        return bundle
     return finished_bundle(bundle, generated, used_starts(bundle, generated), outputs.keys())
+
+
+def _ends_with(bundle: Bundle, name: str, ids: list[int]) -> bool:
+    own = bundle.input_ids[bundle.span(name)].tolist()
+    return len(ids) < len(own) and own[len(own) - len(ids) :] == ids

@@ -29,6 +29,8 @@ from tests.command_line import BROKEN, GRAPH, TEXTS, Call, Done, interrupted, pr
 VERBS = [
     "compile",
     "show",
+    "plot",
+    "view",
     "check",
     "run",
     "explain",

@@ -281,3 +281,19 @@ def test_another_suffix_is_refused(tmp_path: Path, observed: AttentionMass) -> N
     with pytest.raises(BundleError, match=r"ends in \.npz"):
         observed.save(tmp_path / "attention.pt")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name", ["llama-gqa", "gpt-oss", "gemma3"])
+@FEW
+@given(bundle=bundles(max_chunks=8, max_length=6))
+def test_on_a_gpu_mass_is_that_of_the_eager_model(name: str, bundle: Bundle) -> None:
+    found = observe(_on_gpu(name), bundle)
+    expected = added_up(eager_attention(tiny_model(name), bundle), bundle)
+    np.testing.assert_allclose(as_matrices(found), expected, atol=1e-4, rtol=0)
+
+
+@cache
+def _on_gpu(name: str) -> Engine:
+    return Engine(copy.deepcopy(tiny_model(name)).cuda(), tokenizer())

@@ -6,11 +6,10 @@ import re
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
+import yaml
 
 from legraph import cli
-from tests.random_graphs import Dag, brute_force_mask
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -76,17 +75,19 @@ def test_the_python_of_the_engines_page_runs_and_answers(capsys: pytest.CaptureF
     assert capsys.readouterr().out == "['the north gate.', 'the north gate.', 'the north gate.']\n"
 
 
-def test_the_picture_of_the_mask_is_the_rule() -> None:
-    """Three chunks of two tokens each; the third sees the other two."""
-    picture = next(block for block in blocks("text") if "■" in block)
-    rows = [re.findall("[■.]", line) for line in picture.splitlines() if re.search(r"[■.] [■.]", line)]
-    parents = ((), (), (0, 1))
-    drawn = np.array([[cell == "■" for cell in row] for row in rows])
-    assert np.array_equal(drawn, brute_force_mask(Dag((2, 2, 2), parents)))
+def test_the_picture_of_the_mask_is_of_the_graph_above_it() -> None:
+    """It is drawn from an example, which has settings to generate besides."""
+    example = yaml.safe_load((ROOT / "examples/quickstart.yaml").read_text(encoding="utf-8"))
+    for chunk in example["chunks"]:
+        chunk.pop("generate", None)
+    assert yaml.safe_load(blocks("yaml")[0]) == example
+    before, _, after = README.partition('src="docs/pictures/mask.svg"')
+    assert "```yaml" in before and "The two documents never meet" in after
 
 
 def test_every_local_link_leads_somewhere() -> None:
     links = re.findall(r"\]\((?!https?://)([^)#]+)\)", README)
+    links += re.findall(r'src(?:set)?="([^"]+)"', README)
     assert links
     for link in links:
         assert (ROOT / link).exists(), link

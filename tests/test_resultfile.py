@@ -11,7 +11,7 @@ from hypothesis import given, settings
 
 from legraph import Bundle, Chunk, Generate, InputError, compile_chunks
 from legraph.report import result_data
-from legraph.resultfile import OutputEntry, read_outputs, with_outputs
+from legraph.resultfile import OutputEntry, finished_with, read_outputs
 from tests.naive import engine
 from tests.random_graphs import content, running, tokenizer
 
@@ -28,7 +28,20 @@ def test_the_finished_graph_is_that_of_the_run(bundle: Bundle) -> None:
         name: OutputEntry.model_validate(entry)
         for name, entry in json.loads(printed(result))["outputs"].items()
     }
-    assert content(with_outputs(bundle, outputs, Path("r.json"))) == content(result.bundle)
+    assert content(finished_with(bundle, outputs, Path("r.json"))) == content(result.bundle)
+
+
+@settings(max_examples=25)
+@given(bundle=running())
+def test_a_bundle_that_was_saved_after_the_run_is_left_as_it_is(bundle: Bundle) -> None:
+    result = engine("llama").run(bundle, Generate(3))
+    outputs = {
+        name: OutputEntry(text=output.text, token_ids=list(output.token_ids))
+        for name, output in result.outputs.items()
+    }
+    assert finished_with(result.bundle, outputs, Path("r.json"), may_be_finished=True) is result.bundle
+    once_more = finished_with(result.bundle, outputs, Path("r.json"))
+    assert len(once_more) == len(result.bundle) + sum(len(o.token_ids) for o in outputs.values())
 
 
 def fork() -> Bundle:
@@ -89,5 +102,5 @@ def test_a_file_that_is_not_there_and_one_that_is_no_text(tmp_path: Path) -> Non
 def test_the_result_of_another_graph_is_refused() -> None:
     outputs = {"joint": OutputEntry(text="x", token_ids=[1])}
     with pytest.raises(InputError, match="the graph has no chunk 'joint'") as caught:
-        with_outputs(fork(), outputs, Path("r.json"))
+        finished_with(fork(), outputs, Path("r.json"))
     assert "did you mean 'join'?" in str(caught.value)

@@ -13,6 +13,7 @@ from legraph.cli.graphs import compile_command, init, schema
 from legraph.cli.imports import imports
 from legraph.cli.models import run, score, verify
 from legraph.cli.pictures import show, watch_command
+from legraph.cli.plots import plot, view
 
 
 def _version(wanted: bool) -> None:
@@ -41,6 +42,8 @@ def options(
 
 app.command("compile")(compile_command)
 app.command("show")(show)
+app.command("plot")(plot)
+app.command("view")(view)
 app.command("watch")(watch_command)
 app.command("check")(check)
 app.command("lint")(lint_command)

@@ -6,9 +6,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
@@ -35,8 +35,12 @@ from legraph.cli.options import (
     check_model_options,
     reading_of,
 )
-from legraph.cli.runreport import Report
+from legraph.cli.runreport import LogProbs, Report
 from legraph.errors import InputError, LegraphError, Problem
+
+if TYPE_CHECKING:
+    from legraph.bundle import Bundle
+    from legraph.engine import Engine, RunResult
 
 T = TypeVar("T")
 
@@ -84,6 +88,20 @@ def run(
             "--save", metavar="OUT", help="Write the finished graph, text and generated tokens, as a bundle."
         ),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            metavar="OUT.npz",
+            help="Write how much attention went from chunk to chunk, in every layer and head.",
+        ),
+    ] = None,
+    attention_tokens: Annotated[
+        bool, typer.Option("--attention-tokens", help="With --attention: from token to token too.")
+    ] = False,
+    log_probs: Annotated[
+        bool, typer.Option("--log-probs", help="With --json: log-probabilities of generated tokens.")
+    ] = False,
     var: VarOption = None,
     vars_file: VarsOption = None,
     allow_outside: OutsideOption = False,
@@ -99,7 +117,12 @@ def run(
     if temperature is not None and not math.isfinite(temperature):
         raise InputError(Problem(f"--temperature is {temperature}", "a number"))
     _check_cache_options(kv, kv_bytes, explain_cache)
-    path = None if save is None else _saved_path(save, sources)
+    if attention_tokens and attention is None:
+        raise InputError(Problem("--attention-tokens is about --attention", "--attention OUT.npz beside it"))
+    if log_probs and not as_json:
+        raise InputError(Problem("--log-probs are printed with --json only", "--json beside it"))
+    path = None if save is None else _saved_path("--save", save, sources)
+    attention_path = None if attention is None else _saved_path("--attention", attention, sources, ".npz")
     settings = Generate(max_new_tokens, (), temperature, top_k, top_p, seed)
     started = time.perf_counter()
     # What is wrong with the input is said before a model is loaded.
@@ -125,8 +148,10 @@ def run(
         raise runs[0]
     setup = {"load_s": loaded - started, "compile_s": compiled - loaded}
     report = Report(list(given), is_several, as_json, explain_cache, setup)
+    is_complete = False
     try:
         report.follow(engine, runs, stream and not as_json)
+        is_complete = True
     finally:
         # After an interrupt too: what was generated until then is kept.
         results = report.results(runs)
@@ -134,6 +159,10 @@ def run(
             # First, because nobody may read the results.
             if path is not None and not isinstance(results[0], LegraphError):
                 results[0].bundle.save(path)
+            if is_complete and log_probs:
+                report.log_probs = _log_probs(engine, results)
+            if is_complete and attention_path is not None and not isinstance(results[0], LegraphError):
+                _observe(engine, results[0].bundle, attention_tokens, attention_path)
         finally:
             report.give(results)
     if report.errors:
@@ -233,9 +262,28 @@ def _kv_store(folder: str | None, max_bytes: str | None) -> Any:
     return store
 
 
-def _saved_path(save: str, sources: list[str]) -> Path:
+def _log_probs(engine: Engine, results: Sequence[RunResult | LegraphError]) -> LogProbs:
+    from legraph.score import score_generated
+
+    return {
+        number: score_generated(engine, result)
+        for number, result in enumerate(results)
+        if not isinstance(result, LegraphError)
+    }
+
+
+def _observe(engine: Engine, bundle: Bundle, tokens: bool, path: Path) -> None:
+    from legraph.observe import observe
+
+    with progress("observing", len(bundle), "tokens") as advance:
+        observe(engine, bundle, tokens, advance=advance).save(path)
+
+
+def _saved_path(option: str, save: str, sources: list[str], suffix: str | None = None) -> Path:
     if len(sources) > 1 or Path(sources[0]).suffix == JSONL_SUFFIX:
-        raise InputError(Problem("--save keeps one graph, and there are several", "one graph"))
+        raise InputError(Problem(f"{option} keeps one graph, and there are several", "one graph"))
+    if suffix is not None and Path(save).suffix != suffix:
+        raise InputError(Problem(f"{option} is {save!r}", f"a name that ends in {suffix}"))
     path = output_path(sources[0], save)
     # Before the run, which may take long: its result must have a place.
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK):

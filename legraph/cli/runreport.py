@@ -15,8 +15,12 @@ if TYPE_CHECKING:
     from legraph.engine import Engine, RunResult, Submission
 
 
+# For each run, by its number, the log-probabilities of what its chunks generated.
+LogProbs = dict[int, dict[str, tuple[float, ...]]]
+
+
 class Report:
-    """Shows runs while they go on, and gives their results."""
+    """Shows runs while they go on, and gives their results; with `log_probs`, if somebody sets them."""
 
     def __init__(
         self, names: list[str], is_several: bool, as_json: bool, explains: bool, setup: dict[str, float]
@@ -25,6 +29,7 @@ class Report:
         self.explains, self.setup = explains, setup
         self.errors: dict[int, LegraphError] = {}
         self.is_shown = False
+        self.log_probs: LogProbs = {}
 
     def follow(self, engine: Engine, runs: Sequence[Submission | LegraphError], streams: bool) -> None:
         """Reads all events; with `streams`, shows text as it comes. Of several runs some may fail."""
@@ -81,7 +86,7 @@ class Report:
         from legraph import report
         from legraph.marks import printable
 
-        for name, result in zip(self.names, results, strict=True):
+        for number, (name, result) in enumerate(zip(self.names, results, strict=True)):
             if isinstance(result, LegraphError):
                 if not self.is_several:
                     raise result
@@ -94,7 +99,9 @@ class Report:
                 continue
             heading = f"== {printable(name)} ==\n" if self.is_several else ""
             if self.as_json:
-                row = report.result_data(result, self.setup | result.timing, self.explains)
+                row = report.result_data(
+                    result, self.setup | result.timing, self.explains, self.log_probs.get(number)
+                )
                 print(json.dumps(({"id": name} if self.is_several else {}) | row))
             elif not self.is_shown:
                 print(for_eyes(heading + report.outputs_text(result)))
