@@ -81,6 +81,10 @@ class AttentionMass:
         """
         return _mean_over(self.mass, layer, head)
 
+    def sinks_of(self, layer: int | None = None, head: int | None = None) -> Float32Array | None:
+        """float32 [K], what went to sinks, if the model has some. See `of`."""
+        return None if self.sinks is None else _mean_over(self.sinks, layer, head)
+
     def matrix(self, layer: int | None = None, head: int | None = None) -> Float32Array:
         """float32 [K, K], queries by keys; 0 where nothing is visible. See `of`."""
         num_chunks = self.bundle.mask.num_chunks

@@ -134,7 +134,5 @@ def _result(model: Any, bundle: Bundle, recorder: Recorder) -> AttentionMass:
         )
     sinks = np.stack([layer.cpu().numpy() for layer in recorder.sinks]) / lengths if recorder.sinks else None
     tokens = np.stack([layer.numpy() for layer in recorder.tokens]) if recorder.tokens else None
-    as_float32 = (None if array is None else array.astype(np.float32) for array in (mass, sinks, tokens))
-    mass, sinks, tokens = as_float32
-    assert mass is not None
-    return AttentionMass(bundle, mass, sinks, tokens)
+    sinks = None if sinks is None else sinks.astype(np.float32)
+    return AttentionMass(bundle, mass.astype(np.float32), sinks, tokens)

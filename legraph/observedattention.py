@@ -33,14 +33,14 @@ class Look:
         chunk: its index.
         first, end: the queries, as tokens of the graph.
         keys: stretches of tokens: of the parents, ascending, then the chunk's own up to the last query.
-        pair_of_key: int64 [n], for each key which of the chunk's pairs it counts for.
+        lengths: int64, how many keys each of the chunk's pairs has, in the same order.
     """
 
     chunk: int
     first: int
     end: int
     keys: tuple[slice, ...]
-    pair_of_key: torch.Tensor
+    lengths: Int64Array
 
 
 class Recorder:
@@ -64,7 +64,7 @@ class Recorder:
     def begin(self, first: int, end: int) -> None:
         """The tokens `first:end` are computed next, in every layer."""
         self._layer, self._first = 0, first
-        self._looks = list(looks(self.mask, first, end, self.positions.device))
+        self._looks = list(looks(self.mask, first, end))
 
     def attend(self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, how: How) -> torch.Tensor:
         """One layer: [1, H, T, D] over [1, J, N, D]; adds up its weights, and returns [1, T, H, E]."""
@@ -106,7 +106,9 @@ class Recorder:
         weights = _softmax(scores, how.sinks)
         mass_Hn = weights.sum(1)
         start = int(self.mask.parent_offsets[look.chunk]) + look.chunk
-        self.mass[self._layer].index_add_(1, start + look.pair_of_key, mass_Hn)
+        # Made anew each time: kept for all chunks, it would take a number for every pair of chunk and key.
+        pair_of_key = np.repeat(np.arange(start, start + len(look.lengths)), look.lengths)
+        self.mass[self._layer].index_add_(1, torch.from_numpy(pair_of_key).to(mass_Hn.device), mass_Hn)
         if how.sinks is not None:
             self.sinks[self._layer][:, look.chunk] += num_queries - mass_Hn.sum(1)
         if self.keeps_tokens:
@@ -135,16 +137,15 @@ class How:
     window: int | None
 
 
-def looks(mask: ChunkMask, first: int, end: int, device: Any) -> Iterator[Look]:
+def looks(mask: ChunkMask, first: int, end: int) -> Iterator[Look]:
     """What the tokens `first:end` see, chunk by chunk."""
     chunks = mask.chunk_of([first, end - 1])
     for chunk in range(int(chunks[0]), int(chunks[1]) + 1):
         own, parents = mask.span(chunk), mask.parents(chunk)
         q_first, q_end = max(first, own.start), min(end, own.stop)
         spans = [*(mask.span(int(parent)) for parent in parents), slice(own.start, q_end)]
-        lengths = [span.stop - span.start for span in spans]
-        pair_of_key = torch.from_numpy(np.repeat(np.arange(len(spans)), lengths)).to(device)
-        yield Look(chunk, q_first, q_end, _melted(spans), pair_of_key)
+        lengths = np.array([span.stop - span.start for span in spans], dtype=np.int64)
+        yield Look(chunk, q_first, q_end, _melted(spans), lengths)
 
 
 def _melted(spans: list[slice]) -> tuple[slice, ...]:

@@ -257,7 +257,6 @@ def _attention(attention: AttentionMass) -> dict[str, Any]:
         "layers": num_layers,
         "heads": num_heads,
         "detail": detail,
-        "has_sinks": attention.sinks is not None,
         "has_tokens": with_tokens,
         "planes": [_plane(attention, layer, head, with_tokens) for layer, head in planes],
     }
@@ -267,10 +266,12 @@ def _plane(
     attention: AttentionMass, layer: int | None, head: int | None, with_tokens: bool
 ) -> dict[str, Any]:
     tokens = attention.token_matrix(layer, head) if with_tokens else None
+    sinks = attention.sinks_of(layer, head)
     return {
         "layer": layer,
         "head": head,
         "mass": _quantized(attention.of(layer, head)),
+        "sinks": None if sinks is None else _quantized(sinks),
         "tokens": None if tokens is None else _quantized(tokens.ravel()),
     }
 

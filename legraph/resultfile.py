@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
 from legraph.bundle import Bundle
-from legraph.errors import InputError, Problem, did_you_mean
+from legraph.errors import InputError, Problem, count, did_you_mean
 from legraph.marks import quoted
 from legraph.result import finished_bundle, used_starts
 
@@ -21,17 +20,26 @@ class OutputEntry(BaseModel):
     """What one chunk generated. Each token has one log-probability, if it has any."""
 
     text: str
-    token_ids: list[Annotated[int, Field(ge=0)]]
+    token_ids: list[Annotated[int, Field(ge=0, lt=2**31)]]
     finish: str | None = None
-    log_probs: list[float] | None = None
+    log_probs: list[Annotated[float, Field(le=0, ge=-1e30, allow_inf_nan=False)]] | None = None
 
 
-class _ResultEntry(BaseModel):
+class TokenCounts(BaseModel):
+    """`prompt` is the number of tokens of the compiled graph, before anything was generated."""
+
+    prompt: int
+
+
+class ResultEntry(BaseModel):
+    """What one run gave. Other keys of the file are not looked at."""
+
     outputs: dict[str, OutputEntry]
+    tokens: TokenCounts
 
 
-def read_outputs(path: Path) -> dict[str, OutputEntry]:
-    """The outputs in a file, by chunk.
+def read_result(path: Path) -> ResultEntry:
+    """The result in a file.
 
     Raises:
         InputError: it cannot be read, or is something else than the result of one run.
@@ -51,16 +59,16 @@ def read_outputs(path: Path) -> dict[str, OutputEntry]:
     return _checked(path, content)
 
 
-def _checked(path: Path, content: Any) -> dict[str, OutputEntry]:
+def _checked(path: Path, content: Any) -> ResultEntry:
     if isinstance(content, dict) and "error" in content:
         raise InputError(Problem(f"{path}: holds the error of a run that failed", _WRITTEN_BY))
     try:
-        outputs = _ResultEntry.model_validate(content).outputs
+        result = ResultEntry.model_validate(content)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         place = ".".join(map(str, first["loc"])) or "the content"
         raise InputError(Problem(f"{path}: {place}: {first['msg']}", _WRITTEN_BY)) from None
-    for name, output in outputs.items():
+    for name, output in result.outputs.items():
         if output.log_probs is not None and len(output.log_probs) != len(output.token_ids):
             raise InputError(
                 Problem(
@@ -69,22 +77,20 @@ def _checked(path: Path, content: Any) -> dict[str, OutputEntry]:
                     "one for each token",
                 )
             )
-    return outputs
+    return result
 
 
-def finished_with(
-    bundle: Bundle, outputs: Mapping[str, OutputEntry], path: Path, may_be_finished: bool = False
-) -> Bundle:
+def finished_with(bundle: Bundle, result: ResultEntry, path: Path, may_be_finished: bool = False) -> Bundle:
     """The finished graph of a run: the compiled one with what was generated, at the positions really used.
 
     Args:
-        path: of the outputs, for errors.
-        may_be_finished: the bundle may have been written after the run. It has, if every chunk that
-            generated ends with its tokens and has others before them.
+        path: of the result, for errors.
+        may_be_finished: the bundle may have been written after the run, which its number of tokens shows.
 
     Raises:
-        InputError: some output is of a chunk that the graph has not, so it is of another graph.
+        InputError: the result is of another graph: of other chunks, or of another number of tokens.
     """
+    outputs = result.outputs
     unknown = [name for name in outputs if name not in bundle.span_names]
     if unknown:
         hint = did_you_mean(unknown[0], bundle.span_names)
@@ -92,8 +98,18 @@ def finished_with(
             Problem(f"{path}: the graph has no chunk {quoted(unknown[0])}", "the result of this graph", hint)
         )
     generated = {name: output.token_ids for name, output in outputs.items()}
-    if may_be_finished and all(_ends_with(bundle, name, ids) for name, ids in generated.items()):
+    num_finished = result.tokens.prompt + sum(map(len, generated.values()))
+    ends_so = all(_ends_with(bundle, name, ids) for name, ids in generated.items())
+    if may_be_finished and len(bundle) == num_finished and ends_so:
         return bundle
+    if len(bundle) != result.tokens.prompt:
+        raise InputError(
+            Problem(
+                f"{path}: is the result of a graph of {count(result.tokens.prompt, 'token')}, and this one "
+                f"has {len(bundle):,}",
+                "the result of this graph, with the same tokenizer",
+            )
+        )
     return finished_bundle(bundle, generated, used_starts(bundle, generated), outputs.keys())
 
 

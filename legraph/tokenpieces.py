@@ -51,7 +51,8 @@ def written_tokens(bundle: Bundle, tokenizer: Any) -> list[str]:
     for chunk in range(bundle.mask.num_chunks):
         ids = bundle.input_ids[bundle.span(chunk)].tolist()
         names = tokenizer.convert_ids_to_tokens(ids)
-        written += [piece or name for piece, name in zip(_pieces(tokenizer, ids), names, strict=True)]
+        pieces = zip(_pieces(tokenizer, ids), names, ids, strict=True)
+        written += [piece or name or f"<{token}>" for piece, name, token in pieces]
     return written
 
 

@@ -347,7 +347,7 @@ OUTWARD_OF = {
     "cli.imports": {"print"},
     "cli.models": {"print"},
     "cli.pictures": {"print"},
-    "cli.plots": {"print"},
+    "cli.plots": {"print", "sys.stderr"},
 }
 
 

@@ -173,8 +173,11 @@ def test_the_dag_as_text(call: Call, graph: Path, tmp_path: Path, format: str, s
         (["--kind", "dag", "--size", "3"], "--size is about masks"),
         (["--size", "0"], "a picture of 0 inches"),
         (["-o", "x.gif"], "x.gif: not a kind of picture that legraph writes"),
-        (["-o", "none/x.png"], "none/x.png: cannot be written: No such file or directory"),
-        (["--kind", "attention"], "a bundle's file name ends in .npz or .pt"),
+        (["-o", "none/x.png"], "none/x.png: cannot be written: no such folder"),
+        (["--kind", "attention"], "graph.yaml holds no attention\n  expected: what 'legraph run GRAPH --att"),
+        (["--format", "dot", "--theme", "dark"], "--format writes text, which has no colours"),
+        (["--format", "dot", "-o", "x.png"], "x.png: --format dot is text"),
+        (["--format", "dot", "-o", "graph.yaml"], "graph.yaml is an input, and would be written over"),
     ],
 )
 def test_what_plot_refuses(
@@ -193,6 +196,34 @@ def test_a_bundle_without_attention_has_none_to_plot(call: Call, graph: Path, tm
     assert call("compile", graph, "-o", bundle).code == 0
     done = call("plot", bundle, "--kind", "attention", "-o", tmp_path / "x.png")
     assert done.code == 2 and "holds no attention" in done.err
+
+
+def test_token_texts_have_no_room_in_a_large_mask(call: Call, tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    large.write_text(f"legraph: 1\ntokenizer: bytes\nchunks:\n  - {{name: a, text: {'x' * 65}}}\n")
+    done = call("plot", large, "--tokens")
+    assert (done.code, done.err) == (0, "note: texts of tokens are shown up to 64 tokens\n")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("graph.yaml", "graph.yaml: a page is HTML\n  expected: a name that ends in .html"),
+        ("none/x.html", "none/x.html: cannot be written: no such folder"),
+        ("graph.html", "graph.html is an input, and would be written over"),
+    ],
+)
+def test_a_page_is_not_written_over_an_input(
+    call: Call, graph: Path, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(graph.parent)
+    source = graph.name
+    if name == "graph.html":
+        source = graph.rename("graph.html").name
+    before = Path(source).read_bytes()
+    done = call("view", source, "-o", name)
+    assert done.code == 2 and message in done.err
+    assert Path(source).read_bytes() == before
 
 
 def test_standard_input_needs_a_name_for_the_picture(call: Call, graph: Path, tmp_path: Path) -> None:
@@ -275,7 +306,8 @@ def test_what_view_refuses(
     call: Call, graph: Path, result: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(graph.parent)
-    Path("other.json").write_text(json.dumps({"outputs": {"questions": {"text": "", "token_ids": []}}}))
+    other = {"outputs": {"questions": {"text": "", "token_ids": []}}, "tokens": {"prompt": 54}}
+    Path("other.json").write_text(json.dumps(other))
     done = call("view", graph, result)
     assert (done.code, done.out) == (2, "")
     assert message in done.err

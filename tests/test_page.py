@@ -513,7 +513,7 @@ def test_hostile_names_and_texts_stay_text(browser: Browser):
     page.press("#search", "Enter")
     page.fill("#search", HOSTILE_NAMES[3])
     page.press("#search", "Enter")
-    assert page.inner_text(".text").startswith("⟨") and "␀␛[31m⟨007F⟩" in page.inner_text(".text")
+    assert page.inner_text(".text").startswith("··⟨202E⟩") and "␀␛[31m⟨007F⟩" in page.inner_text(".text")
     assert page.evaluate("typeof window.hacked") == "undefined"
     assert page.evaluate("document.querySelectorAll('img, svg[onload], main script').length") == 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 
 KINDS = ("mask", "dag", "attention")
 FORMATS = ("dot", "mermaid")
+PAGE_SUFFIXES = (".html", ".htm")
 
 # Which kinds of plot an option is about.
 _ABOUT = {
@@ -129,9 +131,17 @@ def plot(
         "--head": head,
     }
     _check_about(what, given)
+    if format is not None and (title is not None or size is not None or theme != "light" or look or layout):
+        raise InputError(
+            Problem("--format writes text, which has no colours, places and headings", "--format alone")
+        )
     reading = reading_of(var, vars_file, allow_outside)
     if format is not None:
         one_of("--format", format, FORMATS)
+        if output is not None and Path(output).suffix.lower() in (".png", ".svg", ".pdf"):
+            raise InputError(Problem(f"{output}: --format {format} is text", "another name, or no --format"))
+        if output is not None:
+            _check_place(Path(output), source)
         _write_text(bundle_of(source, tokenizer_named(tokenizer), order, reading), format, output)
         return
     from legraph.figure import check_matplotlib, check_suffix, save_figure
@@ -140,6 +150,13 @@ def plot(
     check_matplotlib()
     path = _picture_path(source, output, f".{what}.png")
     check_suffix(path)
+    _check_place(path, source)
+    if what == "attention" and Path(source).suffix != ".npz":
+        raise InputError(
+            Problem(
+                f"{source} holds no attention", "what 'legraph run GRAPH --attention OUT.npz' has written"
+            )
+        )
     common: dict[str, Any] = {"theme": theme, "title": title}
     if what == "attention":
         from legraph.attentionmass import AttentionMass
@@ -159,11 +176,13 @@ def plot(
         common |= {"engine": layout or "auto", "look": look or "box"}
         figure = dag_figure(bundle, **common)
     else:
-        from legraph.maskplot import mask_figure
+        from legraph.maskplot import MOST_CELLS, mask_figure
 
         loaded = tokenizer_named(tokenizer)
         bundle = bundle_of(source, loaded, order, reading)
-        texts = _token_texts(bundle, loaded) if tokens else None
+        texts = _token_texts(bundle, loaded) if tokens and len(bundle) <= MOST_CELLS else None
+        if tokens and texts is None:
+            print(f"note: texts of tokens are shown up to {MOST_CELLS} tokens", file=sys.stderr)
         common |= {} if size is None else {"size": size}
         figure = mask_figure(bundle, blocks=blocks, positions=positions, token_texts=texts, **common)
     save_figure(figure, path)
@@ -178,6 +197,15 @@ def _check_about(kind: str, given: dict[str, Any]) -> None:
     ]
     if problems:
         raise InputError(problems)
+
+
+def _check_place(path: Path, *inputs: str) -> None:
+    """Before anything takes its time: there is a place for the output, which is no input."""
+    if not path.parent.is_dir():
+        raise InputError(Problem(f"{path}: cannot be written: no such folder", "a folder that is there"))
+    for given in inputs:
+        if given != STDIN and path.exists() and Path(given).exists() and path.samefile(given):
+            raise InputError(Problem(f"{path} is an input, and would be written over", "another name"))
 
 
 def _write_text(bundle: Bundle, format: str, output: str | None) -> None:
@@ -237,25 +265,28 @@ def view(
     """Write a page to look around in: the DAG beside the mask, texts, and what a run gave. One HTML file."""
     from legraph.page import page_html
     from legraph.pagedata import page_data
-    from legraph.resultfile import finished_with, read_outputs
+    from legraph.resultfile import finished_with, read_result
     from legraph.wholefile import write_atomically
 
     path = _picture_path(source, output, ".html")
-    outputs = None if result is None else read_outputs(Path(result))
+    if path.suffix.lower() not in PAGE_SUFFIXES:
+        raise InputError(Problem(f"{path}: a page is HTML", "a name that ends in .html"))
+    _check_place(path, source, *([] if result is None else [result]))
+    read = None if result is None else read_result(Path(result))
     loaded = tokenizer_named(tokenizer)
     attention = _attention_in(source)
     if attention is not None:
         bundle = attention.bundle
     else:
         bundle = bundle_of(source, loaded, order, reading_of(var, vars_file, allow_outside))
-    if outputs is not None:
+    if read is not None:
         # A bundle that was written after a run has the generated tokens in it.
-        bundle = finished_with(bundle, outputs, Path(str(result)), may_be_finished=is_bundle(source))
+        bundle = finished_with(bundle, read, Path(str(result)), may_be_finished=is_bundle(source))
     data = page_data(
         bundle,
         loaded,
         title=title or (Path(source).name if source != STDIN else "standard input"),
-        outputs=None if outputs is None else {name: entry.model_dump() for name, entry in outputs.items()},
+        outputs=None if read is None else read.model_dump()["outputs"],
         attention=attention,
     )
     page = page_html(data).encode()

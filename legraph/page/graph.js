@@ -191,7 +191,6 @@ class Attention {
     this.numLayers = data.layers;
     this.numHeads = data.heads;
     this.detail = data.detail;
-    this.hasSinks = data.has_sinks;
     this.hasTokens = data.has_tokens;
     this.planes = new Map(data.planes.map((plane) => [`${plane.layer},${plane.head}`, plane]));
     this.ofTokens = false;
@@ -204,6 +203,7 @@ class Attention {
     this.head = head;
     const plane = this.planes.get(`${layer},${head}`);
     this.mass = shares(plane.mass);
+    this.sinks = plane.sinks && shares(plane.sinks);
     this.tokens = plane.tokens && shares(plane.tokens);
     this.chooseTokens(this.ofTokens);
   }

@@ -4,12 +4,12 @@
 const MOST_LINKS = 20;
 const MOST_TOKENS = 1500;
 // Why a chunk generated no further, by what a run calls it.
-const ENDINGS = {
-  end: ", to the end token",
-  stop: ", to a stop string",
-  length: ", to the limit",
-  cancelled: ", cancelled",
-};
+const ENDINGS = new Map([
+  ["end", ", to the end token"],
+  ["stop", ", to a stop string"],
+  ["length", ", to the limit"],
+  ["cancelled", ", cancelled"],
+]);
 
 class Panel {
   // `pick(chunk)` is called by links; `point(token or null)` when the pointer is over a token.
@@ -50,7 +50,7 @@ class Panel {
         "li",
         {},
         this.link(output.chunk),
-        element("span", { class: "muted" }, ` ${count(output.tokens, "token")}${ENDINGS[output.finish] ?? ""}`),
+        element("span", { class: "muted" }, ` ${count(output.tokens, "token")}${ENDINGS.get(output.finish) ?? ""}`),
         element("p", { class: "generated", dir: "auto" }, withHiddenShown(output.text)),
       ),
     );
@@ -96,10 +96,11 @@ class Panel {
   outputFacts(chunk) {
     const output = this.graph.outputOf.get(chunk);
     if (!output) return [];
-    const found = [["generated", `${count(output.tokens, "token")}${ENDINGS[output.finish] ?? ""}`]];
+    const found = [["generated", `${count(output.tokens, "token")}${ENDINGS.get(output.finish) ?? ""}`]];
     if (output.logProbs && output.logProbs.length) {
       const sum = output.logProbs.reduce((total, one) => total + one, 0);
-      found.push(["log-probability", `${sum.toFixed(2)} (${(sum / output.logProbs.length).toFixed(3)} a token)`]);
+      const mean = percent(Math.exp(sum / output.logProbs.length));
+      found.push(["log-probability", `${Number(sum.toPrecision(3))}, ${mean} a token (geometric mean)`]);
     }
     return found;
   }
@@ -110,10 +111,9 @@ class Panel {
     if (!attention) return [];
     const pairs = [[chunk, attention.own(chunk)]];
     for (const parent of graph.parents(chunk)) pairs.push([parent, attention.between(chunk, parent)]);
-    const sinks = 1 - pairs.reduce((sum, [, mass]) => sum + mass, 0);
     pairs.sort(([, a], [, b]) => b - a);
     const rows = pairs.slice(0, MOST_LINKS).map(([other, mass]) => this.bar(this.link(other), mass));
-    if (attention.hasSinks) rows.push(this.bar(element("span", { class: "muted" }, "attention sinks"), Math.max(0, sinks)));
+    if (attention.sinks) rows.push(this.bar(element("span", { class: "muted" }, "attention sinks"), attention.sinks[chunk]));
     if (pairs.length > MOST_LINKS) rows.push(element("p", { class: "note" }, `and ${number(pairs.length - MOST_LINKS)} more`));
     return [element("h3", {}, "Looks at"), element("div", { class: "bars" }, ...rows)];
   }
@@ -165,7 +165,10 @@ class Panel {
     const kinds = ["token", token % 2 ? "odd" : "even"];
     let title = `token ${number(token)}, id ${graph.ids[token]}, position ${number(graph.position(token))}`;
     if (generatedAt >= 0) kinds.push("generated");
-    const made = element("span", { "data-token": token }, tokenText(graph, token));
+    // A character that several tokens make stands with the last of them; the others are thin marks.
+    const isSilent = graph.piece(token) === "";
+    if (isSilent) title += `, ${tokenLabel(graph, token)}, a part of the next character`;
+    const made = element("span", { "data-token": token }, isSilent ? "·" : tokenText(graph, token));
     const logProbs = generatedAt >= 0 ? graph.outputOf.get(graph.chunkOf(token)).logProbs : null;
     if (logProbs) {
       const probability = Math.exp(logProbs[generatedAt]);
@@ -184,7 +187,7 @@ class Panel {
 // Ends of lines stay ends of lines, and can be seen.
 function tokenText(graph, token) {
   const piece = graph.piece(token);
-  if (piece === null || piece === "") return tokenLabel(graph, token);
+  if (piece === null) return tokenLabel(graph, token);
   const shown = withHiddenShown(piece).replace(/\n/g, "⏎\n").replace(/\t/g, "⇥\t");
   return /^ +$/.test(shown) ? "·".repeat(shown.length) : shown;
 }

@@ -19,7 +19,7 @@ function svgElement(tag, attributes = {}, ...children) {
 }
 
 // Characters that are not seen, or that make what stands around them be read in another order.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff]/gu;
+const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u00ad\u034f\u061c\u115f\u1160\u180e\u200b-\u200f\u2028-\u202e\u2060-\u206f\u3164\ufeff\uffa0\u{e0000}-\u{e0fff}]/gu;
 
 function withHiddenShown(text) {
   return text.replace(HIDDEN, (char) => {
