@@ -25,6 +25,8 @@ def rows_partial(
     d, e, n = tl.arange(0, D_POW), tl.arange(0, E_POW), tl.arange(0, STEP_N)
     q_at = q + head[:, None] * q_head + token[:, None] * q_token + d[None, :]
     q_MD = tl.load(q_at, mask=is_row[:, None] & (d[None, :] < D), other=0.0)
+    # A cache of many graphs may hold more numbers than an int32 can count.
+    k_base, v_base = k + group.to(tl.int64) * k_head, v + group.to(tl.int64) * v_head
     highest = tl.full((M,), float("-inf"), tl.float32)
     total = tl.zeros((M,), tl.float32)
     out_ME = tl.zeros((M, E_POW), tl.float32)
@@ -35,7 +37,7 @@ def rows_partial(
         for part in tl.static_range(0, BLOCK_N, STEP_N):
             slot = (first + part + n).to(tl.int64)
             is_slot = slot < num_slots
-            k_at = k + group * k_head + slot[:, None] * k_slot + d[None, :]
+            k_at = k_base + slot[:, None] * k_slot + d[None, :]
             k_ND = tl.load(k_at, mask=is_slot[:, None] & (d[None, :] < D), other=0.0)
             row_at = rows + token[:, None].to(tl.int64) * row_stride + slot[None, :]
             seen_MN = tl.load(row_at, mask=is_row[:, None] & is_slot[None, :], other=0) != 0
@@ -49,7 +51,7 @@ def rows_partial(
             weight_MN = tl.exp2(score_MN - pivot[:, None])
             keep = tl.exp2(highest - pivot)
             total = total * keep + tl.sum(weight_MN, 1)
-            v_at = v + group * v_head + slot[:, None] * v_slot + e[None, :]
+            v_at = v_base + slot[:, None] * v_slot + e[None, :]
             v_NE = tl.load(v_at, mask=is_slot[:, None] & (e[None, :] < E), other=0.0)
             out_ME = out_ME * keep[:, None] + tl.dot(
                 weight_MN.to(v_NE.dtype), v_NE, input_precision=PRECISION

@@ -22,6 +22,7 @@ from legraph.errors import ModelError
 
 NAME = "legraph_flex_attention"
 _MIN_LENGTH = 256
+_MAX_VERSIONS = 256
 
 
 def padded_length(num_tokens: int) -> int:
@@ -106,11 +107,12 @@ def many_flex_versions() -> AbstractContextManager[Any]:
     """While it is open, torch keeps compiling FlexAttention for new kinds of graphs and models.
 
     One function is compiled for all of them, and torch by default gives up after 8 versions of a function:
-    from then on it would build the N x N matrix, with nothing but a warning.
+    from then on it would build the N x N matrix, with nothing but a warning. Our own kernel is always called
+    so; around transformers' own, and around compiled models, it has to be opened.
     """
     import torch._dynamo
 
-    return torch._dynamo.config.patch(recompile_limit=256)
+    return torch._dynamo.config.patch(recompile_limit=_MAX_VERSIONS)
 
 
 def is_compile_error(error: BaseException) -> bool:
@@ -120,7 +122,18 @@ def is_compile_error(error: BaseException) -> bool:
 
 @cache
 def _compiled() -> Any:
-    return torch.compile(flex_attention, dynamic=False)
+    import torch._dynamo
+
+    kernel: Any = torch.compile(flex_attention, dynamic=False)
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # To open it takes 40 microseconds, in every layer: whoever has many calls opens it around them.
+        if torch._dynamo.config.recompile_limit >= _MAX_VERSIONS:
+            return kernel(*args, **kwargs)
+        with many_flex_versions():
+            return kernel(*args, **kwargs)
+
+    return call
 
 
 def _kernel() -> Any:
