@@ -3,7 +3,8 @@
 Run side: imports torch and transformers. What the tokens of a pass see comes in one of two forms:
 
 - rows of bools over the slots: for few tokens, for windows, and for decoding. On a GPU `flatkernel` works on
-  them, elsewhere torch's SDPA, over the slots that are seen at all;
+  them, elsewhere torch's SDPA, over the slots that are seen at all, once for each stretch of the cache that
+  some queries have to themselves (those of one graph among many);
 - intervals of slots (`seen.SeenIntervals`): for text. On a GPU `intervalkernel` works on them, elsewhere
   SDPA, once for each chunk, over what the chunk sees.
 
@@ -30,6 +31,8 @@ NAME = "legraph_flat_attention"
 # Where less than this share of the slots between the first and the last seen one is seen, the seen ones are
 # copied out first.
 _DENSE_ENOUGH = 0.5
+# A call of its own costs about as much as so many pairs of a query and a key, in a small model.
+_PAIRS_PER_CALL = 4096
 # A part's own mask has no more entries than this.
 _MAX_PART_ENTRIES = 2**26
 
@@ -79,6 +82,21 @@ def _parts_of(seen: SeenIntervals, i: int, device: torch.device | str) -> Iterat
         yield Part(slice(query + at, query + end), keys, visible)
 
 
+@dataclass(frozen=True, slots=True)
+class RowGroup:
+    """Queries that see one stretch of slots, of which no others see anything.
+
+    Attributes:
+        queries: their rows in the pass, int64 [t].
+        keys: the stretch.
+        visible: bool [t, keys].
+    """
+
+    queries: torch.Tensor
+    keys: slice
+    visible: torch.Tensor
+
+
 class RowMask(torch.Tensor):
     """What the queries of a pass see, in the form that is worked on, made once for all layers.
 
@@ -88,12 +106,14 @@ class RowMask(torch.Tensor):
     Attributes:
         tiled: rows, on a GPU.
         seen: rows, elsewhere: the slots that some query sees, a slice or their numbers (int64).
+        groups: instead, where queries see stretches of their own.
         plan: intervals, on a GPU.
         parts: intervals, elsewhere, and plain causal attention everywhere.
     """
 
     tiled: flatkernel.Tiles | None
     seen: slice | torch.Tensor | None
+    groups: list[RowGroup] | None
     plan: intervalkernel.Plan | None
     parts: list[Part] | None
 
@@ -111,7 +131,8 @@ class RowMask(torch.Tensor):
         if rows_TS.is_cuda and flatkernel.is_available():
             mask.tiled = flatkernel.tiles(rows_TS, group_size)
         else:
-            mask.seen = _seen(rows_TS)
+            mask.groups = row_groups(rows_TS)
+            mask.seen = _seen(rows_TS) if mask.groups is None else None
         return mask
 
     @staticmethod
@@ -144,7 +165,7 @@ class RowMask(torch.Tensor):
     @staticmethod
     def _of(tensor: torch.Tensor) -> RowMask:
         mask: RowMask = torch.Tensor._make_subclass(RowMask, tensor)
-        mask.tiled = mask.seen = mask.plan = mask.parts = None
+        mask.tiled = mask.seen = mask.groups = mask.plan = mask.parts = None
         return mask
 
 
@@ -152,6 +173,32 @@ def _seen(rows_TS: torch.Tensor) -> slice | torch.Tensor:
     slots = rows_TS.any(0).nonzero()[:, 0]
     first, last = int(slots[0]), int(slots[-1])
     return slice(first, last + 1) if len(slots) > _DENSE_ENOUGH * (last + 1 - first) else slots
+
+
+def row_groups(rows_TS: torch.Tensor) -> list[RowGroup] | None:
+    """Queries by the stretches of slots that they have to themselves; None where one call for all is cheaper.
+
+    Args:
+        rows_TS: bool [T, S] on a CPU; every query sees something.
+    """
+    rows = rows_TS.numpy()
+    if len(rows) < 2:
+        return None
+    firsts, ends = rows.argmax(1), rows.shape[1] - rows[:, ::-1].argmax(1)
+    order = np.argsort(firsts, kind="stable")
+    # A query begins a stretch if all before it, in the order of their first slots, have ended.
+    ended = np.maximum.accumulate(ends[order])
+    borders = np.flatnonzero(firsts[order][1:] >= ended[:-1]) + 1
+    groups = np.split(order, borders)
+    stretches = [slice(int(firsts[group[0]]), int(ends[group].max())) for group in groups]
+    pairs = sum(len(group) * (keys.stop - keys.start) for group, keys in zip(groups, stretches, strict=True))
+    if pairs + _PAIRS_PER_CALL * len(groups) >= len(rows) * (int(ended[-1]) - stretches[0].start):
+        return None
+    found = list[RowGroup]()
+    for group, keys in zip(groups, stretches, strict=True):
+        queries = torch.from_numpy(group)
+        found.append(RowGroup(queries, keys, rows_TS[queries, keys]))
+    return found
 
 
 def flat_attention_forward(
@@ -191,6 +238,8 @@ def flat_attention_forward(
         return intervalkernel.attend(query, key, value, attention_mask.plan, scale, softcap, s_aux), None
     if attention_mask.parts is not None:
         return by_parts(query, key, value, attention_mask.parts, scale, softcap, s_aux), None
+    if attention_mask.groups is not None:
+        return by_groups(query, key, value, attention_mask.groups, scale, softcap, s_aux), None
     seen = attention_mask.seen
     assert seen is not None
     key, value, rows = key[:, :, seen], value[:, :, seen], attention_mask[:, :, :, seen]
@@ -216,6 +265,25 @@ def by_parts(
         k, v = part.gathered(key), part.gathered(value)
         some = torch_attention(query[:, :, part.queries], k, v, part.visible, scale, softcap, sinks)
         out[:, part.queries] = some.transpose(1, 2)
+    return out
+
+
+def by_groups(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    groups: list[RowGroup],
+    scale: float,
+    softcap: float | None = None,
+    sinks: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """As `by_parts`, one group of queries after the other."""
+    batch, num_heads, num_queries, _ = query.shape
+    out = query.new_empty((batch, num_queries, num_heads, value.shape[3]))
+    for group in groups:
+        some, k, v = query[:, :, group.queries], key[:, :, group.keys], value[:, :, group.keys]
+        attended = torch_attention(some, k, v, group.visible, scale, softcap, sinks)
+        out[:, group.queries] = attended.transpose(1, 2)
     return out
 
 

@@ -27,7 +27,7 @@ from legraph.variables import Item
 # A graph of more chunks than this is a slip of the hand.
 MAX_ITEMS = 1_000_000
 _DATA_SUFFIXES = (".jsonl", ".json", ".csv")
-_GLOB_CHARACTERS = frozenset("*?[")
+GLOB_CHARACTERS = frozenset("*?[")
 _EXPECTED = "a glob of files, a .jsonl, .json or .csv file, a list, or {range: n}"
 _NUMBERS = re.compile(r"(\d+)")
 
@@ -82,7 +82,7 @@ def check_inside(path: str, folder: Path, tree: Path | None) -> None:
 def _of_path(text: str, folder: Path, tree: Path | None) -> list[Item]:
     check_inside(text, folder, tree)
     suffix = Path(text).suffix.lower()
-    if _GLOB_CHARACTERS.isdisjoint(text) and suffix in _DATA_SUFFIXES:
+    if GLOB_CHARACTERS.isdisjoint(text) and suffix in _DATA_SUFFIXES:
         name, content = printable(str(folder / text)), read_text_file(folder / text, text)
         read = {".jsonl": _jsonl, ".json": _json, ".csv": _csv}[suffix]
         return list(read(content, name))
@@ -101,7 +101,7 @@ def _of_files(pattern: str, folder: Path) -> Iterator[Item]:
     if not found:
         raise GraphError(Problem(f"no file matches {printable(pattern)}", _EXPECTED))
     names = [(path if root is not folder else path.relative_to(folder)).as_posix() for path in found]
-    for i, name in enumerate(sorted(names, key=_by_number)):
+    for i, name in enumerate(sorted(names, key=by_number)):
         path = Path(name)
         if not name.isascii() and name.encode(errors="replace") != os.fsencode(name):
             raise GraphError(Problem(f"the name of the file {printable(name)} is not UTF-8", "another name"))
@@ -109,7 +109,7 @@ def _of_files(pattern: str, folder: Path) -> Iterator[Item]:
         yield Item(name, fields | _counted(i), printable(name))
 
 
-def _by_number(name: str) -> tuple[list[str | int], str]:
+def by_number(name: str) -> tuple[list[str | int], str]:
     """doc2 before doc10; and doc01 before doc1, which are the same number."""
     return [int(part) if i % 2 else part for i, part in enumerate(_NUMBERS.split(name))], name
 
@@ -184,23 +184,42 @@ def _no_number(word: str) -> NoReturn:
 
 
 def _csv(text: str, name: str) -> Iterator[Item]:
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
-    try:
-        header = next(reader, [])
-        if len(set(header)) < len(header):
-            raise GraphError(
-                Problem("a column's name is there twice", "a name of its own", source=Source(name, 1))
-            )
-        i = 0
-        for row in reader:
-            if not row:
-                continue
+    for i, (place, row) in enumerate(csv_rows(io.StringIO(text, newline=""), name)):
+        if isinstance(row, Problem):
+            raise GraphError(row)
+        yield _item(i, row, str(place))
+
+
+def csv_rows(lines: Iterable[str], name: str) -> Iterator[tuple[Source, dict[str, str] | Problem]]:
+    """The rows of a CSV file with a header, each with its place, or what is wrong with it.
+
+    Args:
+        lines: with their line ends.
+
+    Raises:
+        GraphError: the header cannot be used.
+    """
+    reader = csv.reader(lines, strict=True)
+    header: list[str] | None = None
+    while True:
+        try:
+            row = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
             place = Source(name, reader.line_num)
-            if len(row) != len(header):
-                message = f"the row has {len(row)} fields, and the header {len(header)}"
-                raise GraphError(Problem(message, "as many as the header", source=place))
-            yield _item(i, dict(zip(header, row, strict=True)), f"{name}:{reader.line_num}")
-            i += 1
-    except csv.Error as error:
+            problem = Problem(f"not CSV: {error}", source=place)
+            if header is None:
+                raise GraphError(problem) from None
+            yield place, problem
+            continue
         place = Source(name, reader.line_num)
-        raise GraphError(Problem(f"not CSV: {error}", source=place)) from None
+        if header is None:
+            header = row
+            if len(set(header)) < len(header):
+                raise GraphError(Problem("a column's name is there twice", "a name of its own", source=place))
+        elif row and len(row) != len(header):
+            message = f"the row has {len(row)} fields, and the header {len(header)}"
+            yield place, Problem(message, "as many as the header", source=place)
+        elif row:
+            yield place, dict(zip(header, row, strict=True))

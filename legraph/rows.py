@@ -26,7 +26,7 @@ class Row:
 
 
 @dataclass(slots=True)
-class _RowText(SourceText):
+class RowText(SourceText):
     """The graph of a row, whose places are all in line `row` of the file: the text itself is made up here."""
 
     row: int | None = None
@@ -73,29 +73,48 @@ def read_rows(
 def _row(
     line: str, place: Source, folder: Path, variables: Mapping[str, Any] | None, allow_outside: bool
 ) -> Row:
+    data = json_of_line(line, place)
+    problems = list(row_problems(data, place))
+    if problems:
+        raise GraphError(problems)
+    row = cast("dict[str, Any]", data)
+    parsed = parsed_row(row_text(row["graph"], place, folder), variables, allow_outside)
+    return Row(row["id"], parsed, place.line or 0)
+
+
+def json_of_line(line: str, place: Source) -> Any:
+    """What a line of JSONL holds.
+
+    Raises:
+        GraphError: not JSON, or a key is there twice.
+    """
     try:
-        data: Any = json.loads(line, object_pairs_hook=unique_keys)
+        return json.loads(line, object_pairs_hook=unique_keys)
     except (ValueError, RecursionError) as error:
         column = error.colno if isinstance(error, json.JSONDecodeError) else None
         what = error.msg if isinstance(error, json.JSONDecodeError) else str(error)
         what = "nested too deeply" if isinstance(error, RecursionError) else what
         at = replace(place, column=column, line_text=line)
         raise GraphError(Problem(f"not JSON: {what}", "one JSON object on each line", source=at)) from None
-    problems = list(_row_problems(data, place))
-    if problems:
-        raise GraphError(problems)
-    row = cast("dict[str, Any]", data)
-    # As text once more: the same reader, with the same refusals, as for a file.
-    graph_text = json.dumps(row["graph"], ensure_ascii=True)
+
+
+def row_text(graph: Mapping[str, Any], place: Source, folder: Path) -> RowText:
+    """A row's graph as text once more: the same reader, with the same refusals, as for a file."""
+    return RowText(place.file, json.dumps(graph, ensure_ascii=True), "yaml", folder, row=place.line)
+
+
+def parsed_row(
+    text: RowText, variables: Mapping[str, Any] | None = None, allow_outside: bool = False
+) -> ParsedFile:
+    """As `parse.parse`; what is wrong is told by its keys in the row."""
     try:
-        text = _RowText(place.file, graph_text, "yaml", folder, row=place.line)
-        parsed = parse(text, variables, allow_outside)
+        return parse(text, variables, allow_outside)
     except GraphError as error:
         raise GraphError(map(_in_row, error.problems)) from None
-    return Row(row["id"], parsed, place.line or 0)
 
 
-def _row_problems(data: Any, place: Source) -> Iterator[Problem]:
+def row_problems(data: Any, place: Source) -> Iterator[Problem]:
+    """What is wrong with a row, apart from its graph."""
     if not isinstance(data, dict):
         yield Problem("the line is not an object", '{"id": ..., "graph": {...}}', source=place)
         return

@@ -37,12 +37,17 @@ class Scheduler:
     Args:
         num_slots: the least that the cache holds; it grows when a graph needs more.
         reuse: None keeps nothing between runs.
+
+    Attributes:
+        max_slots: beyond these, runs wait for others to end rather than have the cache grow; one that needs
+            more by itself gets them. None: it grows as long as there is memory.
     """
 
     def __init__(self, forward: Forward, pool: SlotPool, reuse: Reuse | None, num_slots: int = 0) -> None:
         self.forward, self.pool, self.reuse = forward, pool, reuse
         self.residents = reuse.residents if reuse is not None else Residents(pool)
         self.num_slots = num_slots
+        self.max_slots: int | None = None
         self.waiting, self.active = deque[Job](), list[Job]()
         self.lock = threading.RLock()
         self._prefilled_last = False
@@ -88,6 +93,9 @@ class Scheduler:
                 self._end(job, None)
         except BaseException as error:
             self._fail(self._involved or set(self.active), error)
+            # It may have happened here only, and the others wait in the middle of the pass: this is the end.
+            if self.forward.team is not None:
+                raise
 
     def _pass(self) -> None:
         self._give_lanes()
@@ -113,6 +121,8 @@ class Scheduler:
             try:
                 room = self._room(job)
             except Exception as error:  # of whatever kind, it is this run's alone
+                if self.forward.team is not None and not isinstance(error, ModelError):
+                    raise
                 self.waiting.popleft()
                 self._end(job, error)
                 continue
@@ -134,6 +144,8 @@ class Scheduler:
             self._grow(max(self.num_slots, 1 + job.most_slots()))
         if not job.is_planned:
             job.plan()
+        if self.active and not self._is_allowed_beside(job):
+            return None
         room = self._find_room(job.num_slots())
         if room is not None or self.active:
             return room
@@ -152,13 +164,24 @@ class Scheduler:
         room = self.pool.take(needed)
         if room is None and self.pool.num_free + self.residents.num_idle_slots() >= needed:
             room = self.residents.evict(needed)
-        if room is None:
+        if room is None and self._may_grow_for(needed):
             try:
                 self._grow_for(needed)
-                room = self.pool.take(needed)
+                return self.pool.take(needed)
             except ModelError:
-                room = self.residents.evict(needed)
-        return room
+                pass
+        return self.residents.evict(needed) if room is None else room
+
+    def _is_allowed_beside(self, job: Job) -> bool:
+        """Whether all that run would still keep within `max_slots`; half of them are left to what stays in
+        the cache for others, if anything does."""
+        if self.max_slots is None:
+            return True
+        most = self.max_slots if self.reuse is None else self.max_slots // 2
+        return sum(len(each.room) for each in self.active) + job.num_slots() <= most
+
+    def _may_grow_for(self, needed: int) -> bool:
+        return self.max_slots is None or self.pool.capacity + self.pool.missing(needed) <= self.max_slots
 
     def _grow_for(self, needed: int) -> None:
         self._grow(self.pool.capacity + self.pool.missing(needed))
@@ -246,6 +269,9 @@ class Scheduler:
     def _accept(self, asked: list[tuple[Job, int]], logits: Logits) -> None:
         """Draws a token for every branch that was asked for; starts what became ready by that."""
         now = time.perf_counter()
+        if self.forward.team is not None:
+            samples = any(not job.branches[chunk].sampler.is_greedy for job, chunk in asked)
+            logits = self.forward.team.agreed(logits, with_rows=samples)
         for (job, chunk), row, best, highest in zip(
             asked, logits.rows, logits.best, logits.highest, strict=False
         ):

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from legraph.errors import InputError
+from legraph.errors import InputError, LegraphError
 
 
 def write_atomically(
-    path: Path, write: Callable[[Any], object], error: type[InputError] = InputError
+    path: Path, write: Callable[[Any], object], error: type[LegraphError] = InputError
 ) -> None:
     """Calls `write` with a temporary binary file in the same folder, then renames it to `path`.
 

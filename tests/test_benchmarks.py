@@ -69,3 +69,17 @@ def test_the_engine_benchmark_reuses_what_it_says(tmp_path: Path) -> None:
     assert 2 * 256 + 64 <= report["tokens"] <= 2 * 260 + 64
     assert report["tokens reused by the last run"] == report["tokens"] - 64
     assert len(report["question, documents known and on the device, ms: all runs"]) == 1
+
+
+@pytest.mark.slow
+def test_the_batch_benchmark_compares_equal_work(tmp_path: Path) -> None:
+    sizes = ("--graphs", "8", "--part", "4", "--corpus", "9", "--new-tokens", "3", "--check", "8")
+    report = run_script("batch.py", tmp_path / "b.json", *sizes, "--repeats", "1", "--no-processes")
+    assert report["graphs whose tokens are equal in batch and loop, float32"] == 8
+    assert report["of 8 padded, equal to them too"] == 8
+    ways = ("batch", "batch, --reuse", "loop of single runs", "padded dense batches")
+    for way in ways:
+        assert report[f"{way}: generated tokens/s"] == pytest.approx(3 * report[f"{way}: graphs/s"])
+    ratio = report["batch: graphs/s"] / report["loop of single runs: graphs/s"]
+    assert report["batch, over loop of single runs: ratio"] == pytest.approx(ratio)
+    assert len(report["memory at each quarter, GB"]) == 4

@@ -147,3 +147,26 @@ def test_tiles_name_the_blocks_that_some_query_of_them_sees(
         expected = sorted({slot // BLOCK for slots in mine for slot in slots})
         assert int(found.counts[tile]) == len(expected)
         assert found.blocks[tile, : len(expected)].tolist() == expected
+
+
+def test_queries_with_stretches_of_their_own_are_a_call_for_each() -> None:
+    """Three graphs of one, two and three queries, in any order among each other, far apart in the cache."""
+    stretches, generator = [(0, 4000), (4000, 9000), (9500, 12000)], torch.Generator().manual_seed(2)
+    seen = list[list[int]]()
+    for number, (start, end) in enumerate(stretches):
+        for _ in range(number + 1):
+            some = torch.randint(start, end, (700,), generator=generator).tolist()
+            seen.append(sorted({start + number, end - 1 - number, *some}))
+    order = [3, 0, 5, 2, 4, 1]
+    seen = [seen[i] for i in order]
+    q, k, v = inputs(len(seen), 12_100, seed=3)
+    mask = RowMask.make(rows_of(seen, 12_100), HEADS // GROUPS)
+    assert mask.groups is not None and mask.seen is None
+    assert [sorted(group.queries.tolist()) for group in mask.groups] == [[1], [3, 5], [0, 2, 4]]
+    out, _ = flat_attention_forward(None, q, k, v, mask)  # type: ignore[arg-type]
+    torch.testing.assert_close(out[0], by_hand(q, k, v, seen, CHANNELS**-0.5), atol=2e-5, rtol=1e-5)
+    # One query that sees across all of them, and they are one stretch.
+    across = [*seen[:5], [0, 12_099]]
+    assert RowMask.make(rows_of(across, 12_100), HEADS // GROUPS).groups is None
+    # Short stretches are cheaper in one call.
+    assert RowMask.make(rows_of([[0, 1], [2, 3]], 8), HEADS // GROUPS).groups is None

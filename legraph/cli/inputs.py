@@ -19,6 +19,7 @@ JSONL_SUFFIX = ".jsonl"
 
 
 def read_graph(path: str, reading: Reading = ({}, False)) -> Any:
+    """The graph of a file: parsed, not compiled."""
     from legraph.graph import build_graph
     from legraph.parse import parse_file
 
@@ -28,6 +29,7 @@ def read_graph(path: str, reading: Reading = ({}, False)) -> Any:
 
 
 def compiled(path: str, tokenizer: Any, order: str, reading: Reading = ({}, False)) -> Bundle:
+    """A graph file, compiled; `tokenizer` is one, its name, or None for the file's own."""
     one_of("--order", order, ("declared", "locality"))
     return compile_with_progress(read_graph(path, reading), tokenizer, order)
 
@@ -46,6 +48,7 @@ def tokenizer_named(name: str | None) -> Any:
 
 
 def bundle_of(source: str, tokenizer: Any, order: str, reading: Reading = ({}, False)) -> Bundle:
+    """A bundle from a file, or a graph file compiled to one."""
     if not is_bundle(source):
         return compiled(source, tokenizer, order, reading)
     if order != "declared":
@@ -126,6 +129,22 @@ def load_engine(model: str | None, tokenizer: str | None, **options: Any) -> Eng
     # The environment says so too, but transformers reads it once, when it is imported.
     logging.disable_progress_bar()
     return Engine.load(model, tokenizer, **options)
+
+
+def kv_store(folder: str | None, max_bytes: str | None) -> Any:
+    """Where keys and values are kept, if anywhere."""
+    from legraph.kvdisk import DiskTier
+    from legraph.kvshow import parse_size
+    from legraph.kvstore import KVStore
+
+    if folder is None:
+        return None
+    # The folder is enough: what one run needs twice stays in its cache.
+    store = KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
+    if max_bytes is not None:
+        # What an earlier run was allowed to keep may be more.
+        DiskTier(folder).prune(parse_size(max_bytes))
+    return store
 
 
 def output_path(graph: str, output: str | None) -> Path:
