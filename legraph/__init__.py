@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from legraph.bundle import Bundle
+    from legraph.collate import Collator
     from legraph.compiler import Chunk, compile_chunks, compile_file
     from legraph.engine import Engine
     from legraph.errors import (
@@ -36,6 +37,7 @@ __all__ = [
     "Bundle",
     "BundleError",
     "Chunk",
+    "Collator",
     "Engine",
     "Generate",
     "GraphError",
@@ -55,6 +57,7 @@ __all__ = [
 _MODULE_OF = {
     "Bundle": "bundle",
     "Chunk": "compiler",
+    "Collator": "collate",
     "compile_chunks": "compiler",
     "compile_file": "compiler",
     "Engine": "engine",

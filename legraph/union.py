@@ -12,7 +12,8 @@ import numpy as np
 from legraph.bundle import NO_LABEL, Bundle
 from legraph.errors import BundleError
 from legraph.graph import Generate
-from legraph.mask import ChunkMask, Int64Array
+from legraph.mask import Int64Array
+from legraph.maskunion import union_of_masks
 from legraph.schema import MAX_NAME_LENGTH, NAME_PATTERN
 
 
@@ -42,12 +43,6 @@ def disjoint_union(bundles: Sequence[Bundle], prefixes: Sequence[str] | None = N
             raise BundleError(f"{name!r} cannot be a chunk's name")
     if len(set(names)) < len(names):
         raise BundleError("two chunks of the union have the same name")
-    first_chunks = np.cumsum([0, *(bundle.mask.num_chunks for bundle in bundles)], dtype=np.int64)
-    mask = ChunkMask(
-        _end_to_end([bundle.span_offsets for bundle in bundles]),
-        _end_to_end([bundle.parent_offsets for bundle in bundles]),
-        np.concatenate([b.parent_indices + first for b, first in zip(bundles, first_chunks, strict=False)]),
-    )
     pinned = set[str]()
     generate = dict[str, Generate]()
     seed_names = dict[str, str]()
@@ -71,16 +66,10 @@ def disjoint_union(bundles: Sequence[Bundle], prefixes: Sequence[str] | None = N
         np.concatenate([bundle.input_ids for bundle in bundles]),
         np.concatenate([bundle.position_ids for bundle in bundles]),
         names,
-        mask,
+        union_of_masks([bundle.mask for bundle in bundles]),
         meta,
         _joined_labels(bundles),
     )
-
-
-def _end_to_end(offsets: Sequence[Int64Array]) -> Int64Array:
-    """Offsets [K_i + 1] of each part as those of the whole."""
-    sizes = np.concatenate([np.diff(part) for part in offsets])
-    return np.concatenate([np.zeros(1, dtype=np.int64), np.cumsum(sizes)])
 
 
 def _joined_labels(bundles: Sequence[Bundle]) -> Int64Array | None:

@@ -18,6 +18,7 @@ PUBLIC = [
     "Bundle",
     "BundleError",
     "Chunk",
+    "Collator",
     "Engine",
     "Generate",
     "GraphError",
