@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, overload
@@ -11,18 +11,35 @@ from pydantic import ValidationError
 
 from legraph.branch import Branch, Piece
 from legraph.bundle import Bundle
-from legraph.errors import BundleError, InputError, ModelError, Problem
+from legraph.errors import BundleError, InputError, LegraphError, ModelError, Problem
 from legraph.forward import Choice, Forward
 from legraph.graph import Generate
 from legraph.job import Job, check_positions
 from legraph.kvstore import KVStore
-from legraph.model import check_obeys, load_model, max_positions, supported_attention
+from legraph.model import (
+    check_obeys,
+    check_place,
+    is_offloaded,
+    load_model,
+    max_positions,
+    supported_attention,
+)
+from legraph.parallel import check_choice, no_kv
 from legraph.result import RunResult
 from legraph.reuse import Reuse, usable
 from legraph.scheduler import Scheduler
 from legraph.schema import GenerateSpec
 from legraph.slots import Residents, SlotPool
 from legraph.tokens import SHIPPED_MODEL, check_tokenizer, fingerprint, load_tokenizer, tokenizer_id
+
+# Runs that wait for slots while others are under way: enough that slots that become free are taken at once.
+RUNS_AHEAD = 16
+# Of a batch. On a CPU, more only takes more memory.
+_CPU_CACHE_TOKENS = 8192
+_CPU_PREFILL_TOKENS = 1024
+# Of the memory that is free once the model is there; the rest is for prefill passes and the mask. And what
+# keeps a GPU busy: with more, a step looks at more slots than it gains branches.
+_GPU_CACHE_SHARE, _GPU_CACHE_TOKENS = 0.6, 131_072
 
 
 class Submission:
@@ -121,6 +138,7 @@ class Engine:
                 f"{type(model).__name__} cannot use {attn!r} attention", f"use one of {', '.join(supported)}"
             )
         self.attn = attn
+        check_place(model)
         check_obeys(model)
         self.end_ids = _end_ids(model, tokenizer)
         self._fingerprint = fingerprint(tokenizer)
@@ -128,6 +146,13 @@ class Engine:
         if not isinstance(self.kv, KVStore | None):
             raise TypeError(f"kv is a {type(kv).__name__}; expected a KVStore or a folder")
         self._forward = Forward(model, attn, prefill_tokens)
+        if self._forward.team is not None and self.kv is not None:
+            raise InputError(no_kv())
+        if self.kv is not None and is_offloaded(model):
+            raise ModelError(
+                "the weights of this model are not all in memory, so keys and values cannot be named by them",
+                "run it without a KV store",
+            )
         pool = SlotPool()
         reuse = None if self.kv is None else Reuse(self._forward, self.kv, Residents(pool))
         self._scheduler = Scheduler(self._forward, pool, reuse, cache_tokens)
@@ -140,6 +165,7 @@ class Engine:
         *,
         device: str | None = None,
         dtype: str = "auto",
+        tp: str | None = None,
         attn: Choice = "auto",
         kv: KVStore | str | Path | None = None,
         prefill_tokens: int | None = None,
@@ -149,11 +175,17 @@ class Engine:
 
         Without a model, `recall` is loaded, the small one that ships with legraph.
 
+        Args:
+            tp: "auto" shares the model out to the processes that `torchrun` has started (see `parallel`).
+                Each of them must then make the same calls in the same order, from one thread.
+
         Raises:
+            InputError: `tp` together with `device` or `kv`.
             ModelError, TokenizerError: they cannot be loaded or used.
         """
         model = model or SHIPPED_MODEL
-        loaded = load_model(model, device, dtype)
+        check_choice(tp, device, has_kv=kv is not None)
+        loaded = load_model(model, device, dtype, tp)
         return cls(
             loaded,
             load_tokenizer(tokenizer or model),
@@ -206,14 +238,31 @@ class Engine:
             submission.cancel()
 
     def follow(
-        self, submissions: Sequence[Submission]
-    ) -> Iterator[tuple[int, Piece | RunResult | ModelError]]:
+        self, submissions: Iterable[Submission | LegraphError | None]
+    ) -> Iterator[tuple[int, Piece | RunResult | LegraphError]]:
         """The events of several runs as they come, each with the number of its run.
 
         A run that fails gives its error as its last event, and the others go on.
+
+        Args:
+            submissions: may be made on the way, for any number of runs: it is asked for another one when
+                fewer than `RUNS_AHEAD` of those before wait for slots. An error stands for a run that could
+                not be submitted, and is its only event. None says that there is none yet: it is asked again
+                after a pass; where nothing is under way it should wait instead.
         """
-        unfinished = dict(enumerate(submissions))
-        while unfinished:
+        unfinished, coming, is_over = dict[int, Submission](), _Counted(submissions), False
+        while unfinished or not is_over:
+            while not is_over and sum(not one.job.is_settled for one in unfinished.values()) < RUNS_AHEAD:
+                new = next(coming, _END)
+                is_over = new is _END
+                if isinstance(new, Submission):
+                    unfinished[coming.last] = new
+                elif isinstance(new, LegraphError):
+                    yield coming.last, new
+                else:
+                    break
+            if not unfinished:
+                continue
             self._scheduler.wait(*(submission.job for submission in unfinished.values()))
             for number, submission in list(unfinished.items()):
                 job = submission.job
@@ -233,7 +282,7 @@ class Engine:
         if not isinstance(bundle, Bundle):
             raise TypeError(f"a run takes a Bundle, not {type(bundle).__name__}: compile the graph first")
         settings = settings or Generate()
-        _check_settings(settings)
+        check_settings(settings)
         self.check(bundle)
         known = max_positions(self.model.config)
         branches = self._branches(bundle, settings, known)
@@ -267,6 +316,29 @@ class Engine:
             )
         check_positions(bundle.position_ids, max_positions(self.model.config))
 
+    def limit_cache(self, num_tokens: int) -> None:
+        """From now on, runs wait for others to end rather than have the cache grow beyond so many tokens.
+
+        A run that needs more by itself still gets them, when it is alone. On a CPU, prefill passes become no
+        larger than its caches are good for, unless something else was asked for.
+        """
+        # Slot 0 is scratch space.
+        self._scheduler.max_slots = num_tokens + 1
+        if self.model.device.type == "cuda":
+            # At once: to grow it later takes room for both.
+            self._scheduler.num_slots = max(self._scheduler.num_slots, num_tokens + 1)
+        self._forward.prefill_tokens = self._forward.prefill_tokens or _CPU_PREFILL_TOKENS
+
+    def default_cache_tokens(self) -> int:
+        """What `limit_cache` may be given: what keeps the device busy, if it fits into its free memory."""
+        if self.model.device.type != "cuda":
+            return _CPU_CACHE_TOKENS * (1 if self.kv is None else 2)
+        import torch
+
+        free = torch.cuda.mem_get_info(self.model.device)[0]
+        fitting = int(_GPU_CACHE_SHARE * free / self._forward.shape.bytes_per_token())
+        return min(self._forward.capacity + fitting, _GPU_CACHE_TOKENS)
+
     @property
     def prefill_tokens(self) -> int | None:
         """Most tokens of one prefill pass; None if there is no limit. Halved when memory runs out."""
@@ -284,7 +356,23 @@ class Engine:
         }
 
 
-def _check_settings(settings: Generate) -> None:
+_END = object()
+
+
+class _Counted(Iterator[Submission | LegraphError | None]):
+    """`last` is the number, from 0, of the one that came last, where None does not count."""
+
+    def __init__(self, submissions: Iterable[Submission | LegraphError | None]) -> None:
+        self._coming, self.last = iter(submissions), -1
+
+    def __next__(self) -> Submission | LegraphError | None:
+        new = next(self._coming)
+        self.last += new is not None
+        return new
+
+
+def check_settings(settings: Generate) -> None:
+    """Raises InputError for settings that a graph file could not have."""
     try:
         GenerateSpec.model_validate(asdict(settings))
     except ValidationError as error:

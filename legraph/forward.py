@@ -41,12 +41,14 @@ from legraph.mask import ChunkMask, Int64Array
 from legraph.model import (
     cache_argument,
     dense_attention,
+    is_offloaded,
     is_out_of_memory,
     rotary_border,
     run_errors,
     supported_attention,
     use_attention,
 )
+from legraph.parallel import is_lost, team_of
 from legraph.passes import (
     Segment,
     columns,
@@ -84,12 +86,13 @@ class Forward:
         cache: None until `fit` has been called.
         lanes: rows of the chunks that are being continued.
         dense: transformers' own attention that takes any mask.
+        team: the processes that share the model, or None.
         uses_flat: whether our own attention runs this model; else transformers' own does.
         prefill_tokens: most tokens of one prefill pass; halved when memory runs out.
     """
 
     def __init__(self, model: Any, attn: Choice, prefill_tokens: int | None = None) -> None:
-        self.model, self.attn = model, attn
+        self.model, self.attn, self.team = model, attn, team_of(model)
         is_gpu = model.device.type == "cuda"
         self.prefill_tokens = prefill_tokens or (_GPU_PREFILL_TOKENS if is_gpu else None)
         self.border = rotary_border(model.config)
@@ -99,12 +102,14 @@ class Forward:
         self.shape = kv_shape(model, self.cache_argument)
         self.cache: FlatCache | None = None
         self.lanes = Lanes(model.device)
-        self._group_size = _group_size(model.config, next(layer for layer in self.shape.layers if layer)[0])
+        self._group_size = _group_size(model, next(layer for layer in self.shape.layers if layer)[0])
         self.steps: CudaSteps | None = None
         self._has_windows = any(layer_windows(model.config).values())
         self.uses_flat = self._choose_attention()
         is_graphable = self.uses_flat and model.device.type == "cuda" and self.border is None
-        if is_graphable:
+        # Sums over several devices have not been tried in a recording; weights that come and go cannot be
+        # in one.
+        if is_graphable and self.team is None and not is_offloaded(model):
             self.steps = CudaSteps(self)
         self.flex_lengths = set[int]()
 
@@ -126,11 +131,8 @@ class Forward:
         previous = self.capacity
         if not keep:
             self._replace_cache(None)
-        try:
-            grown = FlatCache(self.shape, self.model.device, capacity)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
+        grown = self._new_cache(capacity)
+        if grown is None:
             need = capacity * self.shape.bytes_per_token()
             if previous and self.cache is None:
                 # There was memory for this one.
@@ -139,11 +141,21 @@ class Forward:
                 f"out of memory: {num_slots:,} tokens need {need / 2**30:.1f} GiB of keys and values"
                 + self._free_memory(),
                 "use fewer or shorter chunks, fewer --max-new-tokens, a smaller --dtype or a larger device",
-            ) from None
+            )
         if self.cache is not None:
             grown.copy_from(self.cache)
         self._replace_cache(grown)
         self.lanes.fit(0, capacity)
+
+    def _new_cache(self, capacity: int) -> FlatCache | None:
+        """None if there is not enough memory, here or where the other heads are."""
+        try:
+            made = FlatCache(self.shape, self.model.device, capacity)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            made = None
+        return made if self.team is None or self.team.all(made is not None) else None
 
     def _replace_cache(self, cache: FlatCache | None) -> None:
         """Recordings refer to the tensors of the one before."""
@@ -175,7 +187,8 @@ class Forward:
             try:
                 return Logits.joined([self._prefill(part, num_used) for part in split(segments, limit)])
             except (RuntimeError, MemoryError) as error:
-                if not is_out_of_memory(error):
+                # The others are in the middle of the pass.
+                if not is_out_of_memory(error) or self.team is not None:
                     raise
             # Outside the handler: it holds on to the tensors of the pass that failed.
             if self.model.device.type == "cuda":
@@ -371,12 +384,13 @@ class Forward:
                 found = self._with_rows([question], 7).rows[0].float()
             # Whatever a class raises that cannot take it.
             except Exception as error:
-                if is_out_of_memory(error):
+                if is_out_of_memory(error) or is_lost(error):
                     raise
                 return False
             finally:
                 self.cache = None
-            return bool((found - expected).abs().max() <= 0.05 * expected.abs().max().clamp_min(1e-3))
+            is_close = bool((found - expected).abs().max() <= 0.05 * expected.abs().max().clamp_min(1e-3))
+            return is_close if self.team is None else self.team.all(is_close)
 
         takes_functions = bool({"flex", "sdpa"} & set(supported_attention(self.model)))
         if self.attn in ("auto", "flex") and takes_functions and agrees(is_flat=True):
@@ -409,10 +423,19 @@ class Forward:
         return output.logits[0, -1].float()
 
 
-def _group_size(config: Any, num_groups: int) -> int:
-    """Query heads for each key head. Only how the work is cut depends on it."""
+def _group_size(model: Any, num_groups: int) -> int:
+    """Query heads for each key head. Only how the work is cut depends on it.
+
+    Args:
+        num_groups: key heads that are here; where several processes share a model, a part of them may be.
+    """
+    text, team = model.config.get_text_config(), team_of(model)
     try:
-        return max(1, config.get_text_config().num_attention_heads // num_groups)
+        num_heads = text.num_attention_heads
+        all_groups = getattr(text, "num_key_value_heads", None) or num_heads
+        if team is not None and num_groups * team.size == all_groups:
+            num_heads //= team.size
+        return max(1, num_heads // num_groups)
     except (AttributeError, TypeError, RuntimeError):  # transformers refuses what differs between layers
         return 1
 

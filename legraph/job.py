@@ -50,7 +50,7 @@ class Job:
         self.bundle, self.branches, self.reuse = bundle, branches, reuse
         self.known_positions, self.border = known_positions, border
         self._beyond_border: bool | None = None
-        self.is_planned = False
+        self.is_planned = self.is_settled = False
         self.events = deque[Piece | RunResult]()
         self.pending = deque[tuple[Segment, int]]()
         self.error: Exception | None = None
@@ -126,7 +126,7 @@ class Job:
     def settle(self, room: Extent) -> None:
         """Gives the run its slots, and every chunk its place among them."""
         assert len(room) == self.num_slots()
-        self.room = room
+        self.room, self.is_settled = room, True
         at = room.start
         for chunk in range(self.bundle.mask.num_chunks):
             if self._is_needed[chunk] and not self._lies_in_cache(chunk):

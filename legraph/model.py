@@ -25,6 +25,7 @@ from legraph.attention import (
     within_window,
 )
 from legraph.errors import ModelError
+from legraph.parallel import check_choice, check_plan, is_lost, join, load_options, lost
 from legraph.tokens import SHIPPED_FOLDER, SHIPPED_MODEL
 
 _LOADABLE = "give a folder with config.json and model.safetensors, or a hub id that can be reached here"
@@ -39,42 +40,86 @@ _LEAK_SHARE = 1e-3
 _TEXT_LENGTH, _TEXT_WINDOW, _FOREIGN_SHARE = 6, 3, 0.25
 
 
-def load_model(name: str, device: str | None = None, dtype: str = "auto") -> Any:
+def load_model(name: str, device: str | None = None, dtype: str = "auto", tp: str | None = None) -> Any:
     """Loads a causal LM by path or hub id, in evaluation mode; `recall` ships with legraph.
 
     Args:
         device: a torch device; default the first CUDA device, else the CPU.
         dtype: a torch dtype's name; "auto" is the checkpoint's own on a GPU and float32 on a CPU.
+        tp: "auto" shares the model out to the processes that `torchrun` has started (see `parallel`).
 
     Raises:
+        InputError: `tp` together with a device.
         ModelError: it cannot be loaded, has no causal LM class, lacks weights or has some of another shape,
             or does not fit into memory.
     """
     from transformers import AutoModelForCausalLM
 
+    check_choice(tp, device, has_kv=False)
+    num_processes = 1 if tp is None else join()
     target = _device(device)
     if name.startswith((os.sep, ".")) and not Path(name).exists():
         # transformers would take it for a hub id, and say that it is a malformed one.
         raise ModelError(f"model {name!r} cannot be loaded: no such folder", _LOADABLE)
     with run_errors(f"loading model {name!r}"):
         try:
+            place = str(SHIPPED_FOLDER) if name == SHIPPED_MODEL else name
+            options = _sharing(name, place, num_processes)
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                SHIPPED_FOLDER if name == SHIPPED_MODEL else name,
+                place,
                 dtype=_dtype(dtype, target),
                 output_loading_info=True,
                 # What does not fit is reported below, by name, instead of as a table on stderr.
                 ignore_mismatched_sizes=True,
+                **options,
             )
             model, report = loaded
         except Exception as error:  # transformers and its file formats raise a dozen types
-            if isinstance(error, ModelError) or is_out_of_memory(error):
+            if isinstance(error, ModelError) or is_out_of_memory(error) or is_lost(error):
                 raise
             raise ModelError(
                 f"model {name!r} cannot be loaded: {_reason(error)}",
                 _LOADABLE,
             ) from None
         _check_weights(name, report)
-        return model.to(target).eval()
+        return model.eval() if options else model.to(target).eval()
+
+
+def _sharing(name: str, place: str, num_processes: int) -> dict[str, Any]:
+    """How a model is loaded by several processes together; nothing where it is one."""
+    from transformers import AutoConfig
+
+    if num_processes == 1:
+        return {}
+    check_plan(name, AutoConfig.from_pretrained(place), num_processes)
+    return load_options(num_processes)
+
+
+def check_place(model: Any) -> None:
+    """accelerate's `device_map` may spread layers; the cache and the masks lie on one device.
+
+    Weights that it keeps on the CPU or on disk, and brings to that device when a layer needs them, are fine.
+
+    Raises:
+        ModelError: layers are computed on several devices, or the first weights are not on one.
+    """
+    places = map(str, (getattr(model, "hf_device_map", None) or {}).values())
+    devices = sorted(set(places) - {"cpu", "disk"})
+    if len(devices) > 1:
+        raise ModelError(
+            f"the layers of {type(model).__name__} are spread over the devices {', '.join(devices)}",
+            'share each layer out instead (tp="auto"), or name one device, "cpu" and "disk" for others',
+        )
+    if model.device.type == "meta":
+        raise ModelError(
+            f"the embedding of {type(model).__name__} is not in memory, so nobody knows where it is computed",
+            "keep it on the device: name it in the device_map",
+        )
+
+
+def is_offloaded(model: Any) -> bool:
+    """Whether some weights are brought to the device only when they are needed."""
+    return any(weight.is_meta for weight in model.parameters())
 
 
 def _check_weights(name: str, report: dict[str, Any]) -> None:
@@ -126,10 +171,12 @@ def _dtype(name: str, device: torch.device) -> torch.dtype | str:
 
 @contextmanager
 def run_errors(doing: str) -> Iterator[None]:
-    """Turns what torch raises when memory ends into a `ModelError` that says what to do."""
+    """Turns what torch raises when memory, or another process, ends into a `ModelError`: what to do."""
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        if is_lost(error):
+            raise lost(error) from None
         if not is_out_of_memory(error):
             raise
         raise ModelError(

@@ -57,6 +57,11 @@ def observe(
     engine.check(bundle)
     _check_size(engine.model.config, bundle, tokens)
     forward = Forward(engine.model, "auto", engine.prefill_tokens)
+    if forward.team is not None:
+        raise ModelError(
+            f"{forward.team.size} processes share the model, and each sees its own heads only",
+            "observe a model on one device",
+        )
     if not forward.uses_flat:
         raise ModelError(
             f"{type(engine.model).__name__} computes attention in a way of its own, so nobody can look at it",

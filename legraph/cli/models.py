@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from legraph.cli.inputs import (
     JSONL_SUFFIX,
     as_bundle,
     graph_or_bundle,
+    kv_store,
     load_engine,
     output_path,
     run_inputs,
@@ -27,14 +27,25 @@ from legraph.cli.options import (
     DtypeOption,
     InputArgument,
     JsonOption,
+    KvBytesOption,
+    KvOption,
+    MaxNewTokensOption,
     ModelOption,
     OutsideOption,
+    PrefillTokensOption,
+    SeedOption,
+    TemperatureOption,
     TokenizerOption,
+    TopKOption,
+    TopPOption,
+    TpOption,
     VarOption,
     VarsOption,
     check_model_options,
     reading_of,
+    run_settings,
 )
+from legraph.cli.ranks import is_first, join_others
 from legraph.cli.runreport import LogProbs, Report
 from legraph.errors import InputError, LegraphError, Problem
 
@@ -55,30 +66,17 @@ def run(
     model: ModelOption = None,
     tokenizer: TokenizerOption = None,
     device: DeviceOption = None,
+    tp: TpOption = None,
     dtype: DtypeOption = "auto",
     attn: AttnOption = "auto",
-    max_new_tokens: Annotated[
-        int, typer.Option("--max-new-tokens", min=1, help="For leaves without 'generate' of their own.")
-    ] = 32,
-    temperature: Annotated[
-        float | None,
-        typer.Option("--temperature", min=0, help="Sample, where a chunk does not say; else greedy."),
-    ] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Nucleus sampling, 0 < p <= 1.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", min=1, help="Among the k likeliest.")] = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random numbers.")] = 0,
-    prefill_tokens: Annotated[
-        int | None,
-        typer.Option("--prefill-tokens", min=1, help="Most tokens of one prefill pass."),
-    ] = None,
-    kv: Annotated[
-        str | None,
-        typer.Option("--kv", metavar="DIR", help="Keep keys and values of chunks there, and reuse them."),
-    ] = None,
-    kv_bytes: Annotated[
-        str | None,
-        typer.Option("--kv-bytes", metavar="SIZE", help="Most that DIR holds: 500MB, 20GiB, ..."),
-    ] = None,
+    max_new_tokens: MaxNewTokensOption = 32,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
+    top_k: TopKOption = None,
+    seed: SeedOption = 0,
+    prefill_tokens: PrefillTokensOption = None,
+    kv: KvOption = None,
+    kv_bytes: KvBytesOption = None,
     explain_cache: Annotated[
         bool, typer.Option("--explain-cache", help="Show where each chunk's keys and values came from.")
     ] = False,
@@ -109,21 +107,19 @@ def run(
     as_json: JsonOption = False,
 ) -> None:
     """Run graphs on a model: every leaf, and every chunk with 'generate', is continued."""
-    from legraph.graph import Generate
+    from legraph.parallel import check_choice
 
     check_model_options(dtype, attn)
-    if top_p is not None and not 0 < top_p <= 1:
-        raise InputError(Problem(f"--top-p is {top_p}", "more than 0, at most 1"))
-    if temperature is not None and not math.isfinite(temperature):
-        raise InputError(Problem(f"--temperature is {temperature}", "a number"))
+    settings = run_settings(max_new_tokens, temperature, top_k, top_p, seed)
     _check_cache_options(kv, kv_bytes, explain_cache)
+    check_choice(tp, device, kv is not None)
+    join_others(tp)
     if attention_tokens and attention is None:
         raise InputError(Problem("--attention-tokens is about --attention", "--attention OUT.npz beside it"))
     if log_probs and not as_json:
         raise InputError(Problem("--log-probs are printed with --json only", "--json beside it"))
     path = None if save is None else _saved_path("--save", save, sources)
     attention_path = None if attention is None else _saved_path("--attention", attention, sources, ".npz")
-    settings = Generate(max_new_tokens, (), temperature, top_k, top_p, seed)
     started = time.perf_counter()
     # What is wrong with the input is said before a model is loaded.
     given = run_inputs(sources, reading_of(var, vars_file, allow_outside))
@@ -131,9 +127,10 @@ def run(
         model,
         tokenizer,
         device=device,
+        tp=tp,
         dtype=dtype,
         attn=attn,
-        kv=_kv_store(kv, kv_bytes),
+        kv=kv_store(kv, kv_bytes),
         prefill_tokens=prefill_tokens,
     )
     loaded = time.perf_counter()
@@ -157,7 +154,7 @@ def run(
         results = report.results(runs)
         try:
             # First, because nobody may read the results.
-            if path is not None and not isinstance(results[0], LegraphError):
+            if path is not None and is_first() and not isinstance(results[0], LegraphError):
                 results[0].bundle.save(path)
             if is_complete and log_probs:
                 report.log_probs = _log_probs(engine, results)
@@ -245,21 +242,6 @@ def _check_cache_options(kv: str | None, kv_bytes: str | None, explain_cache: bo
     if kv is None and (kv_bytes is not None or explain_cache):
         option = "--explain-cache" if explain_cache else "--kv-bytes"
         raise InputError(Problem(f"{option} is about a store, and there is none", "--kv DIR beside it"))
-
-
-def _kv_store(folder: str | None, max_bytes: str | None) -> Any:
-    from legraph.kvdisk import DiskTier
-    from legraph.kvshow import parse_size
-    from legraph.kvstore import KVStore
-
-    if folder is None:
-        return None
-    # The folder is enough: what one run needs twice stays in its cache.
-    store = KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
-    if max_bytes is not None:
-        # What an earlier run was allowed to keep may be more.
-        DiskTier(folder).prune(parse_size(max_bytes))
-    return store
 
 
 def _log_probs(engine: Engine, results: Sequence[RunResult | LegraphError]) -> LogProbs:

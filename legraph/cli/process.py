@@ -12,6 +12,7 @@ import typer
 
 from legraph.cli.commands import app
 from legraph.cli.console import draw_error, draw_warning
+from legraph.cli.ranks import fall_silent, say_goodbye, speaking
 from legraph.errors import LegraphError
 
 # Where a shell asks what could come next.
@@ -25,6 +26,7 @@ def main() -> NoReturn:
         _prepare_process()
         code = _exit_code_of(sys.argv[1:])
         _flush_stdout()
+        say_goodbye()
     except BrokenPipeError:
         # The reader (head, less) has seen enough.
         _abandon_stdout()
@@ -57,22 +59,26 @@ def _exit_code_of(arguments: list[str]) -> int:
         with command.make_context("legraph", arguments) as context:
             command.invoke(context)
     except LegraphError as error:
-        draw_error(str(error))
+        with speaking():
+            draw_error(str(error))
         return error.exit_code
     except MemoryError as error:
-        draw_error(
-            f"out of memory: {error}\n  hint: store no dense mask (--mask compact), or split the graph"
-        )
+        with speaking():
+            draw_error(
+                f"out of memory: {error}\n  hint: store no dense mask (--mask compact), or split the graph"
+            )
         return 1
     except KeyboardInterrupt:
-        draw_error("interrupted")
+        with speaking():
+            draw_error("interrupted")
         return 130
     except Exception as error:
         # typer carries click inside; its usage errors know how to show themselves and which code they have.
         if not hasattr(error, "exit_code"):
             raise
         if hasattr(error, "show"):
-            error.show()  # type: ignore[attr-defined]
+            with speaking():
+                error.show()  # type: ignore[attr-defined]
         return error.exit_code  # type: ignore[attr-defined]
     return 0
 
@@ -84,9 +90,11 @@ def _prepare_process() -> None:
         ("HF_HUB_VERBOSITY", "error"),
         ("TRANSFORMERS_VERBOSITY", "error"),
         ("TOKENIZERS_PARALLELISM", "true"),
+        ("RAY_USAGE_STATS_ENABLED", "0"),
     ):
         os.environ.setdefault(name, value)
     warnings.showwarning = draw_warning
+    fall_silent()
     # A model may write any character; a terminal or pipe that lacks it must not end the run.
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")

@@ -9,11 +9,10 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from legraph.cli.console import Show, draw_error, for_eyes, in_turns, panels, print_picture, progress
-from legraph.errors import LegraphError, ModelError
+from legraph.errors import LegraphError
 
 if TYPE_CHECKING:
     from legraph.engine import Engine, RunResult, Submission
-
 
 # For each run, by its number, the log-probabilities of what its chunks generated.
 LogProbs = dict[int, dict[str, tuple[float, ...]]]
@@ -39,17 +38,26 @@ class Report:
         self.errors = {i: run for i, run in enumerate(runs) if isinstance(run, LegraphError)}
         under_way = {i: run for i, run in enumerate(runs) if not isinstance(run, LegraphError)}
         numbers, submissions = list(under_way), list(under_way.values())
-        with self._shown(submissions, streams) as show:
+        with self._shown(submissions, streams) as show, self._all_failing(under_way):
             for at, event in engine.follow(submissions):
                 number = numbers[at]
                 prefix = f"{printable(self.names[number])}:" if self.is_several else ""
                 if isinstance(event, Piece):
                     show(prefix + event.chunk, event.text, False)
-                elif isinstance(event, ModelError):
+                elif isinstance(event, LegraphError):
                     self.errors[number] = event
                 else:
                     for chunk in event.outputs:
                         show(prefix + chunk, "", True)
+
+    @contextmanager
+    def _all_failing(self, runs: dict[int, Submission]) -> Iterator[None]:
+        """What ends all runs at once is an error of each that has not ended before."""
+        try:
+            yield
+        except LegraphError as error:
+            self.errors |= {i: error for i, run in runs.items() if run.job.error is not None}
+            raise
 
     def results(self, runs: Sequence[Submission | LegraphError]) -> list[RunResult | LegraphError]:
         """Ends what is under way, and gives what there is of each run."""
