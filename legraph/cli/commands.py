@@ -7,11 +7,13 @@ from typing import Annotated
 import typer
 
 from legraph import __version__
+from legraph.cli.batch import batch_command
 from legraph.cli.cache import cache
 from legraph.cli.checks import check, diff_command, explain_command, lint_command
 from legraph.cli.graphs import compile_command, init, schema
 from legraph.cli.imports import imports
 from legraph.cli.models import run, score, verify
+from legraph.cli.pack import pack_command
 from legraph.cli.pictures import show, watch_command
 from legraph.cli.plots import plot, view
 
@@ -50,8 +52,10 @@ app.command("lint")(lint_command)
 app.command("explain")(explain_command)
 app.command("diff")(diff_command)
 app.command("run")(run)
+app.command("batch")(batch_command)
 app.command("verify")(verify)
 app.command("score")(score)
+app.command("pack")(pack_command)
 app.command("schema")(schema)
 app.command("init")(init)
 app.add_typer(cache, name="cache")
