@@ -7,15 +7,17 @@ Needs `pip install 'legraph[viz]'`; for page.png also Playwright and a Chromium,
 
 from __future__ import annotations
 
-import os
+import contextlib
+import io
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
+sys.path.insert(0, str(ROOT))
+
 FOLDER = ROOT / "docs" / "pictures"
 
 # What a picture is made from, once for all of them.
@@ -59,15 +61,19 @@ def make(name: str, made: Path, out: Path) -> None:
 
 def legraph(command: str) -> str:
     """Standard output of a legraph command, run where the pages say it is run."""
-    done = subprocess.run(
-        [sys.executable, "-m", "legraph.cli", *shlex.split(command)],
-        cwd=ROOT,
-        env=os.environ | {"PYTHONPATH": str(ROOT)},
-        stdout=subprocess.PIPE,
-        check=True,
-        encoding="utf-8",
-    )
-    return done.stdout
+    from legraph.cli import main
+
+    printed, before = io.StringIO(), sys.argv
+    sys.argv = ["legraph", *shlex.split(command)]
+    try:
+        with contextlib.chdir(ROOT), contextlib.redirect_stdout(printed):
+            main()
+    except SystemExit as ended:
+        if ended.code:
+            raise RuntimeError(f"legraph {command} ended with code {ended.code}") from None
+    finally:
+        sys.argv = before
+    return printed.getvalue()
 
 
 def browser_path() -> str | None:
