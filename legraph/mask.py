@@ -156,7 +156,7 @@ class ChunkMask:
     def intervals(self) -> Intervals:
         """The stretches of tokens that each chunk sees. O(chunks + edges)."""
         children, parents = self.children_of_edges(), self.parent_indices
-        opens, closes = _runs(children, parents)
+        opens, closes = runs(children, parents)
         owner = children[opens]
         starts = self.span_offsets[parents[opens]]
         ends = self.span_offsets[parents[closes] + 1]
@@ -172,7 +172,7 @@ class ChunkMask:
         # Edges are sorted by child, and a stable sort by parent keeps the children of a parent ascending.
         order = np.argsort(self.parent_indices, kind="stable")
         children, parents = self.children_of_edges()[order], self.parent_indices[order]
-        opens, closes = _runs(parents, children)
+        opens, closes = runs(parents, children)
         owner = parents[opens]
         starts = self.span_offsets[children[opens]]
         ends = self.span_offsets[children[closes] + 1]
@@ -194,7 +194,7 @@ class ChunkMask:
         return triangles + int((lengths[self.children_of_edges()] * lengths[self.parent_indices]).sum())
 
 
-def _runs(owner: Int64Array, other: Int64Array) -> tuple[BoolArray, BoolArray]:
+def runs(owner: Int64Array, other: Int64Array) -> tuple[BoolArray, BoolArray]:
     """Runs of neighbours among the other ends of edges, which are sorted by owner, then by the other end.
 
     Returns:

@@ -20,7 +20,7 @@ from legraph.cost import CPU_SHAPE, GPU_SHAPE, AttentionShape, Device, choose, e
 from legraph.dagshape import lay_out
 from legraph.errors import InputError, Problem, count
 from legraph.fold import fold
-from legraph.mask import ChunkMask
+from legraph.mask import ChunkMask, Int64Array, runs
 from legraph.seen import SeenIntervals
 from legraph.show import own_tokenizer, totals_of
 from legraph.tokenpieces import token_pieces
@@ -30,8 +30,6 @@ FORMAT = 1
 MAX_ATTENTION_NUMBERS = 4_000_000
 # A browser that is given more takes its time, or gives up.
 MAX_CHUNKS, MAX_RUNS, MAX_TOKENS = 200_000, 4_000_000, 1_000_000
-# The boxes of the DAG; more cannot be told apart.
-MAX_NODES = 60
 _DEVICES: tuple[tuple[Device, str, AttentionShape], ...] = (
     ("gpu", "one H100 or H200, bfloat16", GPU_SHAPE),
     ("cpu", "two CPU cores, float32", CPU_SHAPE),
@@ -168,14 +166,11 @@ def _parent_runs(mask: ChunkMask) -> dict[str, Any]:
     return {"counts": packed(counts), "starts": packed(starts), "lengths": packed(ends - starts)}
 
 
-def _runs(mask: ChunkMask) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
+def _runs(mask: ChunkMask) -> tuple[Int64Array, Int64Array, Int64Array]:
     """Child, first parent and last parent + 1 of each run of neighbouring parents."""
     children, parents = mask.children_of_edges(), mask.parent_indices
-    opens = np.ones(len(parents), dtype=np.bool_)
-    opens[1:] = (parents[1:] != parents[:-1] + 1) | (children[1:] != children[:-1])
-    firsts = np.flatnonzero(opens)
-    lasts = np.append(firsts[1:], len(parents))[: len(firsts)] - 1
-    return children[firsts], parents[firsts], parents[lasts] + 1
+    opens, closes = runs(children, parents)
+    return children[opens], parents[opens], parents[closes] + 1
 
 
 def _texts(bundle: Bundle, tokenizer: Any) -> dict[str, Any] | None:
@@ -193,7 +188,7 @@ def _texts(bundle: Bundle, tokenizer: Any) -> dict[str, Any] | None:
 
 
 def _dag(bundle: Bundle) -> dict[str, Any]:
-    dag = fold(bundle, MAX_NODES)
+    dag = fold(bundle)
     shape = lay_out(dag)
     return {
         "width": round(shape.width, 1),

@@ -170,7 +170,7 @@ def test_the_dag_as_text(call: Call, graph: Path, tmp_path: Path, format: str, s
         (["--kind", "mask", "--format", "dot"], "--format is about --kind dag"),
         (["--kind", "dag", "--look", "round"], "--look is 'round'"),
         (["--kind", "dag", "--layout", "neato"], "--layout is 'neato'"),
-        (["--kind", "dag", "--size", "3"], "--size is about masks"),
+        (["--kind", "dag", "--size", "3"], "--size is about --kind mask and attention"),
         (["--size", "0"], "a picture of 0 inches"),
         (["-o", "x.gif"], "x.gif: not a kind of picture that legraph writes"),
         (["-o", "none/x.png"], "none/x.png: cannot be written: no such folder"),

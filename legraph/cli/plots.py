@@ -25,6 +25,8 @@ from legraph.errors import InputError, Problem
 from legraph.source import STDIN
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from legraph.bundle import Bundle
 
 KINDS = ("mask", "dag", "attention")
@@ -41,6 +43,8 @@ _ABOUT = {
     "--tokens": ("mask", "attention"),
     "--layer": ("attention",),
     "--head": ("attention",),
+    # A DAG is as large as its boxes.
+    "--size": ("mask", "attention"),
 }
 
 
@@ -129,64 +133,82 @@ def plot(
         "--tokens": tokens,
         "--layer": layer,
         "--head": head,
+        "--size": size,
     }
     _check_about(what, given)
-    if format is not None and (title is not None or size is not None or theme != "light" or look or layout):
+    if format is not None and (title is not None or theme != "light" or look or layout):
         raise InputError(
             Problem("--format writes text, which has no colours, places and headings", "--format alone")
         )
-    reading = reading_of(var, vars_file, allow_outside)
-    if format is not None:
-        one_of("--format", format, FORMATS)
-        if output is not None and Path(output).suffix.lower() in (".png", ".svg", ".pdf"):
-            raise InputError(Problem(f"{output}: --format {format} is text", "another name, or no --format"))
-        if output is not None:
-            _check_place(Path(output), source)
-        _write_text(bundle_of(source, tokenizer_named(tokenizer), order, reading), format, output)
-        return
-    from legraph.figure import check_matplotlib, check_suffix, save_figure
 
-    # What is wrong with the call is said before anything takes its time.
+    def bundle(loaded: Any) -> Bundle:
+        return bundle_of(source, loaded, order, reading_of(var, vars_file, allow_outside))
+
+    if format is not None:
+        _check_text(source, format, output)
+        _write_text(bundle(tokenizer_named(tokenizer)), format, output)
+        return
+    from legraph.figure import save_figure
+
+    path = _checked_picture(source, output, what)
+    common: dict[str, Any] = {"theme": theme, "title": title} | ({} if size is None else {"size": size})
+    if what == "attention":
+        figure = _attention_figure(source, layer=layer, head=head, tokens=tokens, **common)
+    elif what == "dag":
+        one_of("--look", look or "box", ("box", "daft"))
+        one_of("--layout", layout or "auto", ("auto", "graphviz", "layered"))
+        from legraph.dagplot import dag_figure
+
+        common |= {"engine": layout or "auto", "look": look or "box"}
+        figure = dag_figure(bundle(tokenizer_named(tokenizer)), **common)
+    else:
+        loaded = tokenizer_named(tokenizer)
+        figure = _mask_figure(bundle(loaded), loaded, tokens, blocks=blocks, positions=positions, **common)
+    save_figure(figure, path)
+    print(f"wrote {path}")
+
+
+def _attention_figure(source: str, **options: Any) -> Figure:
+    from legraph.attentionmass import AttentionMass
+    from legraph.attentionplot import attention_figure
+
+    return attention_figure(AttentionMass.load(source), **options)
+
+
+def _mask_figure(bundle: Bundle, tokenizer: Any, tokens: bool, **options: Any) -> Figure:
+    from legraph.maskplot import MOST_CELLS, mask_figure
+
+    texts = _token_texts(bundle, tokenizer) if tokens and len(bundle) <= MOST_CELLS else None
+    if tokens and texts is None:
+        print(f"note: texts of tokens are shown up to {MOST_CELLS} tokens", file=sys.stderr)
+    return mask_figure(bundle, token_texts=texts, **options)
+
+
+def _check_text(source: str, format: str, output: str | None) -> None:
+    from legraph.figure import SUFFIXES
+
+    one_of("--format", format, FORMATS)
+    if output is not None and Path(output).suffix.lower() in SUFFIXES:
+        raise InputError(Problem(f"{output}: --format {format} is text", "another name, or no --format"))
+    if output is not None:
+        _check_place(Path(output), source)
+
+
+def _checked_picture(source: str, output: str | None, kind: str) -> Path:
+    """Where a picture goes. What is wrong with the call is said before anything takes its time."""
+    from legraph.figure import check_matplotlib, check_suffix
+
     check_matplotlib()
-    path = _picture_path(source, output, f".{what}.png")
+    path = _picture_path(source, output, f".{kind}.png")
     check_suffix(path)
     _check_place(path, source)
-    if what == "attention" and Path(source).suffix != ".npz":
+    if kind == "attention" and Path(source).suffix != ".npz":
         raise InputError(
             Problem(
                 f"{source} holds no attention", "what 'legraph run GRAPH --attention OUT.npz' has written"
             )
         )
-    common: dict[str, Any] = {"theme": theme, "title": title}
-    if what == "attention":
-        from legraph.attentionmass import AttentionMass
-        from legraph.attentionplot import attention_figure
-
-        common |= {} if size is None else {"size": size}
-        attention = AttentionMass.load(source)
-        figure = attention_figure(attention, layer=layer, head=head, tokens=tokens, **common)
-    elif what == "dag":
-        from legraph.dagplot import dag_figure
-
-        if size is not None:
-            raise InputError(Problem("--size is about masks; a DAG is as large as its boxes", "no --size"))
-        one_of("--look", look or "box", ("box", "daft"))
-        one_of("--layout", layout or "auto", ("auto", "graphviz", "layered"))
-        bundle = bundle_of(source, tokenizer_named(tokenizer), order, reading)
-        common |= {"engine": layout or "auto", "look": look or "box"}
-        figure = dag_figure(bundle, **common)
-    else:
-        from legraph.maskplot import MOST_CELLS, mask_figure
-
-        loaded = tokenizer_named(tokenizer)
-        bundle = bundle_of(source, loaded, order, reading)
-        texts = _token_texts(bundle, loaded) if tokens and len(bundle) <= MOST_CELLS else None
-        if tokens and texts is None:
-            print(f"note: texts of tokens are shown up to {MOST_CELLS} tokens", file=sys.stderr)
-        common |= {} if size is None else {"size": size}
-        figure = mask_figure(bundle, blocks=blocks, positions=positions, token_texts=texts, **common)
-    save_figure(figure, path)
-    print(f"wrote {path}")
+    return path
 
 
 def _check_about(kind: str, given: dict[str, Any]) -> None:
