@@ -16,9 +16,9 @@ import pytest
 
 from legraph import Bundle, Chunk, Generate, compile_chunks
 from legraph.attentionmass import AttentionMass
-from legraph.fold import fold
+from legraph.fold import MAX_NODES, fold
 from legraph.page import page_html
-from legraph.pagedata import MAX_NODES, page_data
+from legraph.pagedata import page_data
 from legraph.palette import PALETTES, Theme
 from legraph.result import finished_bundle, used_starts
 from tests.random_graphs import tokenizer
