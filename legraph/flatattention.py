@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -87,14 +88,28 @@ class RowGroup:
     """Queries that see one stretch of slots, of which no others see anything.
 
     Attributes:
-        queries: their rows in the pass, int64 [t].
+        queries: their places in `RowGroups.order`.
         keys: the stretch.
-        visible: bool [t, keys].
+        visible: bool [t, keys]; None where a single query sees all of it.
     """
 
-    queries: torch.Tensor
+    queries: slice
     keys: slice
-    visible: torch.Tensor
+    visible: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class RowGroups:
+    """A pass group by group.
+
+    Attributes:
+        order: the rows of the pass in the order of the groups, int64 [T].
+        places: the place of each row in it, int64 [T].
+    """
+
+    order: torch.Tensor
+    places: torch.Tensor
+    groups: list[RowGroup]
 
 
 class RowMask(torch.Tensor):
@@ -113,7 +128,7 @@ class RowMask(torch.Tensor):
 
     tiled: flatkernel.Tiles | None
     seen: slice | torch.Tensor | None
-    groups: list[RowGroup] | None
+    groups: RowGroups | None
     plan: intervalkernel.Plan | None
     parts: list[Part] | None
 
@@ -131,7 +146,7 @@ class RowMask(torch.Tensor):
         if rows_TS.is_cuda and flatkernel.is_available():
             mask.tiled = flatkernel.tiles(rows_TS, group_size)
         else:
-            mask.groups = row_groups(rows_TS)
+            mask.groups = row_groups(rows_TS) if rows_TS.device.type == "cpu" else None
             mask.seen = _seen(rows_TS) if mask.groups is None else None
         return mask
 
@@ -175,7 +190,7 @@ def _seen(rows_TS: torch.Tensor) -> slice | torch.Tensor:
     return slice(first, last + 1) if len(slots) > _DENSE_ENOUGH * (last + 1 - first) else slots
 
 
-def row_groups(rows_TS: torch.Tensor) -> list[RowGroup] | None:
+def row_groups(rows_TS: torch.Tensor) -> RowGroups | None:
     """Queries by the stretches of slots that they have to themselves; None where one call for all is cheaper.
 
     Args:
@@ -188,17 +203,18 @@ def row_groups(rows_TS: torch.Tensor) -> list[RowGroup] | None:
     order = np.argsort(firsts, kind="stable")
     # A query begins a stretch if all before it, in the order of their first slots, have ended.
     ended = np.maximum.accumulate(ends[order])
-    borders = np.flatnonzero(firsts[order][1:] >= ended[:-1]) + 1
-    groups = np.split(order, borders)
-    stretches = [slice(int(firsts[group[0]]), int(ends[group].max())) for group in groups]
-    pairs = sum(len(group) * (keys.stop - keys.start) for group, keys in zip(groups, stretches, strict=True))
-    if pairs + _PAIRS_PER_CALL * len(groups) >= len(rows) * (int(ended[-1]) - stretches[0].start):
+    starts = np.concatenate([[0], np.flatnonzero(firsts[order][1:] >= ended[:-1]) + 1, [len(rows)]])
+    queries = [slice(*pair) for pair in pairwise(starts.tolist())]
+    keys = [slice(int(firsts[order[some.start]]), int(ended[some.stop - 1])) for some in queries]
+    pairs = sum((q.stop - q.start) * (k.stop - k.start) for q, k in zip(queries, keys, strict=True))
+    if pairs + _PAIRS_PER_CALL * len(keys) >= len(rows) * (int(ended[-1]) - keys[0].start):
         return None
-    found = list[RowGroup]()
-    for group, keys in zip(groups, stretches, strict=True):
-        queries = torch.from_numpy(group)
-        found.append(RowGroup(queries, keys, rows_TS[queries, keys]))
-    return found
+    groups = list[RowGroup]()
+    for some, stretch in zip(queries, keys, strict=True):
+        visible = rows[order[some], stretch]
+        is_whole = len(visible) == 1 and visible.all()
+        groups.append(RowGroup(some, stretch, None if is_whole else torch.from_numpy(visible)))
+    return RowGroups(torch.from_numpy(order), torch.from_numpy(np.argsort(order)), groups)
 
 
 def flat_attention_forward(
@@ -272,19 +288,18 @@ def by_groups(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    groups: list[RowGroup],
+    row_groups: RowGroups,
     scale: float,
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """As `by_parts`, one group of queries after the other."""
-    batch, num_heads, num_queries, _ = query.shape
-    out = query.new_empty((batch, num_queries, num_heads, value.shape[3]))
-    for group in groups:
-        some, k, v = query[:, :, group.queries], key[:, :, group.keys], value[:, :, group.keys]
-        attended = torch_attention(some, k, v, group.visible, scale, softcap, sinks)
-        out[:, group.queries] = attended.transpose(1, 2)
-    return out
+    query = query[:, :, row_groups.order]
+    attended = list[torch.Tensor]()
+    for group in row_groups.groups:
+        q, k, v = query[:, :, group.queries], key[:, :, group.keys], value[:, :, group.keys]
+        attended.append(torch_attention(q, k, v, group.visible, scale, softcap, sinks))
+    return torch.cat(attended, 2)[:, :, row_groups.places].transpose(1, 2)
 
 
 def torch_attention(
@@ -296,19 +311,26 @@ def torch_attention(
     softcap: float | None = None,
     sinks: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """[B, H, T, D] over [B, J, S, D]; `visible` is bool [T, S], or None for causal attention with T = S."""
+    """[B, H, T, D] over [B, J, S, D]; `visible` is bool [T, S].
+
+    None is causal attention where T = S, and for a single query all keys.
+    """
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    assert visible is not None or num_queries in (1, num_keys)
     if softcap is not None or sinks is not None:
         if visible is None:
-            visible = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
+            visible = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device)
+            visible = visible.tril(num_keys - num_queries)
         return plain_attention(query, key, value, visible[None, None], scale, softcap, sinks)
     groups = query.shape[1] // key.shape[1]
-    # With a mask, and on a CPU, SDPA's own `enable_gqa` falls back to a slower kernel.
-    has_groups = groups > 1 and query.is_cuda and visible is None
+    # With a mask, SDPA has no fast kernel for groups of heads on a GPU. On a CPU it has; there copies of the
+    # keys would take far longer than the attention of a few queries.
+    has_groups = groups > 1 and (visible is None or not query.is_cuda)
     if groups > 1 and not has_groups:
         key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
-    mask = None if visible is None else visible[None, None]
+    mask, is_causal = (None, num_queries > 1) if visible is None else (visible[None, None], False)
     return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=mask, scale=scale, is_causal=visible is None, enable_gqa=has_groups
+        query, key, value, attn_mask=mask, scale=scale, is_causal=is_causal, enable_gqa=has_groups
     )
 
 

@@ -149,7 +149,11 @@ def test_tiles_name_the_blocks_that_some_query_of_them_sees(
         assert found.blocks[tile, : len(expected)].tolist() == expected
 
 
-def test_queries_with_stretches_of_their_own_are_a_call_for_each() -> None:
+@pytest.mark.parametrize("softcap", [None, 2.0])
+@pytest.mark.parametrize("is_whole", [False, True])
+def test_queries_with_stretches_of_their_own_are_a_call_for_each(
+    is_whole: bool, softcap: float | None
+) -> None:
     """Three graphs of one, two and three queries, in any order among each other, far apart in the cache."""
     stretches, generator = [(0, 4000), (4000, 9000), (9500, 12000)], torch.Generator().manual_seed(2)
     seen = list[list[int]]()
@@ -157,14 +161,20 @@ def test_queries_with_stretches_of_their_own_are_a_call_for_each() -> None:
         for _ in range(number + 1):
             some = torch.randint(start, end, (700,), generator=generator).tolist()
             seen.append(sorted({start + number, end - 1 - number, *some}))
+    if is_whole:
+        # Nothing between its first slot and its last is hidden from the query.
+        seen[0] = list(range(seen[0][0], seen[0][-1] + 1))
     order = [3, 0, 5, 2, 4, 1]
     seen = [seen[i] for i in order]
     q, k, v = inputs(len(seen), 12_100, seed=3)
     mask = RowMask.make(rows_of(seen, 12_100), HEADS // GROUPS)
     assert mask.groups is not None and mask.seen is None
-    assert [sorted(group.queries.tolist()) for group in mask.groups] == [[1], [3, 5], [0, 2, 4]]
-    out, _ = flat_attention_forward(None, q, k, v, mask)  # type: ignore[arg-type]
-    torch.testing.assert_close(out[0], by_hand(q, k, v, seen, CHANNELS**-0.5), atol=2e-5, rtol=1e-5)
+    order, groups = mask.groups.order, mask.groups.groups
+    assert [sorted(order[group.queries].tolist()) for group in groups] == [[1], [3, 5], [0, 2, 4]]
+    assert (groups[0].visible is None) == is_whole
+    out, _ = flat_attention_forward(None, q, k, v, mask, softcap=softcap)  # type: ignore[arg-type]
+    expected = by_hand(q, k, v, seen, CHANNELS**-0.5, softcap)
+    torch.testing.assert_close(out[0], expected, atol=2e-5, rtol=1e-5)
     # One query that sees across all of them, and they are one stretch.
     across = [*seen[:5], [0, 12_099]]
     assert RowMask.make(rows_of(across, 12_100), HEADS // GROUPS).groups is None
