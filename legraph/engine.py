@@ -35,7 +35,7 @@ from legraph.tokens import SHIPPED_MODEL, check_tokenizer, fingerprint, load_tok
 # Runs that wait for slots while others are under way: enough that slots that become free are taken at once.
 RUNS_AHEAD = 16
 # Of a batch. On a CPU, more only takes more memory.
-_CPU_CACHE_TOKENS = 8192
+_CPU_CACHE_TOKENS = 16_384
 _CPU_PREFILL_TOKENS = 1024
 # Of the memory that is free once the model is there; the rest is for prefill passes and the mask. And what
 # keeps a GPU busy: with more, a step looks at more slots than it gains branches.
@@ -151,8 +151,9 @@ class Engine:
         if self.kv is not None and is_offloaded(model):
             raise ModelError(
                 "the weights of this model are not all in memory, so keys and values cannot be named by them",
-                "run it without a KV store",
+                "run it without a KV store; a batch: with --no-reuse",
             )
+        self._fitting_tokens: int | None = None
         pool = SlotPool()
         reuse = None if self.kv is None else Reuse(self._forward, self.kv, Residents(pool))
         self._scheduler = Scheduler(self._forward, pool, reuse, cache_tokens)
@@ -320,24 +321,32 @@ class Engine:
         """From now on, runs wait for others to end rather than have the cache grow beyond so many tokens.
 
         A run that needs more by itself still gets them, when it is alone. On a CPU, prefill passes become no
-        larger than its caches are good for, unless something else was asked for.
+        larger than its caches are good for, unless something else was asked for, and chunks are kept in the
+        memory of the store, if it has any, instead of in the cache.
         """
         # Slot 0 is scratch space.
         self._scheduler.max_slots = num_tokens + 1
         if self.model.device.type == "cuda":
             # At once: to grow it later takes room for both.
             self._scheduler.num_slots = max(self._scheduler.num_slots, num_tokens + 1)
+        elif self.kv is not None and self.kv.memory_bytes and self._scheduler.reuse is not None:
+            # Here a copy from the store costs little, and runs with stretches of their own are computed one
+            # by one (`flatattention.row_groups`); where they share slots, each looks at the slots of all.
+            self._scheduler.reuse.makes_residents = False
         self._forward.prefill_tokens = self._forward.prefill_tokens or _CPU_PREFILL_TOKENS
 
     def default_cache_tokens(self) -> int:
         """What `limit_cache` may be given: what keeps the device busy, if it fits into its free memory."""
         if self.model.device.type != "cuda":
-            return _CPU_CACHE_TOKENS * (1 if self.kv is None else 2)
-        import torch
+            return _CPU_CACHE_TOKENS
+        if self._fitting_tokens is None:
+            import torch
 
-        free = torch.cuda.mem_get_info(self.model.device)[0]
-        fitting = int(_GPU_CACHE_SHARE * free / self._forward.shape.bytes_per_token())
-        return min(self._forward.capacity + fitting, _GPU_CACHE_TOKENS)
+            # Once: of what is free then, this cache takes a part, and asked again, it would take more.
+            free = torch.cuda.mem_get_info(self.model.device)[0]
+            fitting = int(_GPU_CACHE_SHARE * free / self._forward.shape.bytes_per_token())
+            self._fitting_tokens = min(self._forward.capacity + fitting, _GPU_CACHE_TOKENS)
+        return self._fitting_tokens
 
     @property
     def prefill_tokens(self) -> int | None:

@@ -102,6 +102,10 @@ class Job:
             )
             if self._is_needed[chunk] and is_static[chunk]:
                 self._look_up(chunk)
+        hits = (self._hits[chunk].extent for chunk in self._in_place)
+        if not self.reuse.pays_in_place([extent for extent in hits if extent is not None]):
+            self._in_place.clear()
+            self._places_taken.clear()
 
     def forget_plan(self) -> None:
         """Everything is computed after all."""
@@ -267,12 +271,11 @@ class Job:
         if hit is not None:
             self._hits[chunk] = hit
             if hit.extent is not None:
+                self._used_residents[chunk] = place = key, hit.start
                 # The same text twice counts twice: the second chunk gets a copy.
-                place = key, hit.start
                 if hit.start == start and chunk not in self.branches and place not in self._places_taken:
                     self._in_place.add(chunk)
                     self._places_taken.add(place)
-                self._used_residents[chunk] = place
 
     def _fill(self, chunk: int) -> int:
         """Puts what is known about a chunk into its slots. Returns for how many of its tokens that is."""
@@ -290,6 +293,8 @@ class Job:
         else:
             own = self._first_slots[chunk]
             self.reuse.fill(hit, Extent(own, own + known), start)
+            if hit.extent is not None:
+                self.reuse.residents.leave(self._used_residents.pop(chunk))
         # What was found in memory need not stay there for this run.
         self._hits[chunk] = replace(hit, tensors=None)
         num_bytes = known * self.reuse.forward.shape.bytes_per_token()
@@ -306,7 +311,8 @@ class Job:
                 continue
             if text_key is not None and source.origin == "computed":
                 yield text_key, int(self.starts[chunk]), Extent(extent.start, extent.start + length)
-            if key is not None and key != text_key:
+            # What was moved was rounded once more; moved again from there, it would drift.
+            if key is not None and key != text_key and source.shift == 0:
                 yield key, int(self.starts[chunk]), extent
 
     def leave(self) -> list[tuple[tuple[str, int], Extent]]:
@@ -323,8 +329,7 @@ class Job:
             if key is None or extent is None or chunk in self.branches or chunk in still_pending:
                 continue
             is_own = self.room.start <= extent.start < self.room.end
-            # What was moved was rounded once more; moved again from there, it would drift.
-            if is_own and source.shift == 0:
+            if is_own and source.shift == 0 and self.reuse.makes_residents:
                 new.append(((key, int(self.starts[chunk])), extent))
         return new
 

@@ -23,6 +23,9 @@ from legraph.model import use_attention
 from legraph.rotary import KeyShift, find_shift
 from legraph.slots import Extent, Residents
 
+# Of the slots between the first and the last, this share must be used.
+_DENSE_ENOUGH = 0.5
+
 Origin = Literal["device", "memory", "disk", "computed", "unused"]
 
 
@@ -69,10 +72,15 @@ class Reuse:
     Args:
         store: memory and disk.
         residents: chunks that stayed in the cache.
+
+    Attributes:
+        makes_residents: whether the chunks of a run stay in the cache after it; else they are only kept in
+            the store, and other runs get copies of their own.
     """
 
     def __init__(self, forward: Forward, store: KVStore, residents: Residents) -> None:
         self.forward, self.store, self.residents = forward, store, residents
+        self.makes_residents = True
 
     @cached_property
     def model(self) -> str:
@@ -108,6 +116,14 @@ class Reuse:
         cache = self.forward.cache
         stacks = [] if cache is None else cache.stacks
         return [(s.shape[0], s.shape[1], num_tokens, s.shape[3]) for s in stacks]
+
+    def pays_in_place(self, extents: Sequence[Extent]) -> bool:
+        """Whether slots should be used where they are. On a CPU each step gathers those that lie scattered
+        (see `flatattention`), which a single copy saves."""
+        if not extents or self.forward.model.device.type == "cuda":
+            return True
+        stretch = max(extent.end for extent in extents) - min(extent.start for extent in extents)
+        return sum(map(len, extents)) >= _DENSE_ENOUGH * stretch
 
     @torch.inference_mode()
     def fill(self, hit: Hit, extent: Extent, start: int) -> None:

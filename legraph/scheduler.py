@@ -13,6 +13,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -153,31 +154,29 @@ class Scheduler:
         job.forget_plan()
         room = self._find_room(job.num_slots())
         if room is None:
+            # They are in the way: what lies between them is too short, and all of it has to be copied.
+            self.residents.clear()
             self._grow_for(job.num_slots())
             room = self.pool.take(job.num_slots())
         return room
 
     def _find_room(self, needed: int) -> Extent | None:
-        """Free slots; else new ones; else those of chunks that nobody uses."""
+        """Free slots; else those of chunks that nobody uses; else new ones."""
         if not needed:
             return Extent(0, 0)
-        room = self.pool.take(needed)
-        if room is None and self.pool.num_free + self.residents.num_idle_slots() >= needed:
-            room = self.residents.evict(needed)
+        room = self.residents.evict(needed)
         if room is None and self._may_grow_for(needed):
-            try:
+            with suppress(ModelError):
                 self._grow_for(needed)
-                return self.pool.take(needed)
-            except ModelError:
-                pass
-        return self.residents.evict(needed) if room is None else room
+                room = self.pool.take(needed)
+        return room
 
     def _is_allowed_beside(self, job: Job) -> bool:
-        """Whether all that run would still keep within `max_slots`; half of them are left to what stays in
-        the cache for others, if anything does."""
+        """Whether all that run would still keep within `max_slots`, less what is left to chunks that have
+        proved of use to others, half of it at most."""
         if self.max_slots is None:
             return True
-        most = self.max_slots if self.reuse is None else self.max_slots // 2
+        most = self.max_slots - min(self.residents.num_proved_slots(), self.max_slots // 2)
         return sum(len(each.room) for each in self.active) + job.num_slots() <= most
 
     def _may_grow_for(self, needed: int) -> bool:

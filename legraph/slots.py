@@ -5,7 +5,7 @@ Plain integers; nothing here knows what a slot holds.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -63,10 +63,15 @@ class SlotPool:
                 return Extent(start, start + length)
         return None
 
-    def give(self, extent: Extent) -> None:
-        """Takes back slots that were handed out."""
+    def copy(self) -> SlotPool:
+        other = SlotPool()
+        other.capacity, other._starts, other._ends = self.capacity, self._starts.copy(), self._ends.copy()
+        return other
+
+    def give(self, extent: Extent) -> Extent:
+        """Takes back slots that were handed out. Returns the free extent that they are part of now."""
         if not len(extent):
-            return
+            return extent
         at = bisect_left(self._starts, extent.start)
         assert at == 0 or self._ends[at - 1] <= extent.start, "given back twice"
         assert at == len(self._starts) or extent.end <= self._starts[at], "given back twice"
@@ -76,6 +81,8 @@ class SlotPool:
             if 0 < right < len(self._starts) and self._ends[right - 1] == self._starts[right]:
                 self._ends[right - 1] = self._ends[right]
                 del self._starts[right], self._ends[right]
+        at = bisect_right(self._starts, extent.start) - 1
+        return Extent(self._starts[at], self._ends[at])
 
     def grow(self, capacity: int) -> None:
         """Adds free slots at the end."""
@@ -93,6 +100,7 @@ class SlotPool:
 class _Resident:
     extent: Extent
     num_users: int = 0
+    has_proved: bool = False
 
 
 @dataclass(slots=True)
@@ -118,6 +126,7 @@ class Residents:
         # Python's dicts keep the order of insertion: the least recently used comes first.
         resident = self._by_place[place] = self._by_place.pop(place)
         resident.num_users += 1
+        resident.has_proved = True
         return resident.extent
 
     def leave(self, place: tuple[str, int]) -> None:
@@ -139,16 +148,40 @@ class Residents:
         """Slots of those that nobody uses."""
         return sum(len(one.extent) for one in self._by_place.values() if not one.num_users)
 
+    def num_proved_slots(self) -> int:
+        """Slots of those that were ever used."""
+        return sum(len(one.extent) for one in self._by_place.values() if one.has_proved)
+
     def evict(self, length: int) -> Extent | None:
-        """As `SlotPool.take`, giving up residents until it fits."""
-        found = self.pool.take(length)
-        while found is None:
-            place = next((place for place, one in self._by_place.items() if not one.num_users), None)
-            if place is None:
-                return None
-            self.pool.give(self._by_place.pop(place).extent)
-            self._starts_of[place[0]].remove(place[1])
-            if not self._starts_of[place[0]]:
-                del self._starts_of[place[0]]
-            found = self.pool.take(length)
-        return found
+        """As `SlotPool.take`, giving up residents that nobody uses where their slots are needed.
+
+        Looks where it fits first if they go one after the other, the least recently used first; only those
+        that lie there go. If it fits nowhere, all stay.
+        """
+        found, trial = self.pool.take(length), self.pool.copy()
+        if found is not None:
+            return found
+        idle = list[tuple[tuple[str, int], Extent]]()
+        for place, one in self._by_place.items():
+            if one.num_users:
+                continue
+            idle.append((place, one.extent))
+            free = trial.give(one.extent)
+            if len(free) >= length:
+                wanted = Extent(free.start, free.start + length)
+                for each, extent in idle:
+                    if extent.start < wanted.end and wanted.start < extent.end:
+                        self._give_up(each)
+                return self.pool.take(length)
+        return None
+
+    def clear(self) -> None:
+        """Gives up all that nobody uses."""
+        for place in [place for place, one in self._by_place.items() if not one.num_users]:
+            self._give_up(place)
+
+    def _give_up(self, place: tuple[str, int]) -> None:
+        self.pool.give(self._by_place.pop(place).extent)
+        self._starts_of[place[0]].remove(place[1])
+        if not self._starts_of[place[0]]:
+            del self._starts_of[place[0]]

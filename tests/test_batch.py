@@ -223,18 +223,21 @@ def test_tokens_are_counted_as_they_come(tmp_path: Path) -> None:
     assert sum(told) == 6
 
 
-def test_graphs_with_equal_chunks_compute_them_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("memory_bytes", [0, 2**20], ids=["in the cache", "in memory"])
+def test_graphs_with_equal_chunks_compute_them_once(tmp_path: Path, memory_bytes: int) -> None:
     doc = {"name": "d", "text": "the same document in all of them"}
     data = [
         {"legraph": 1, "chunks": [doc, {"name": "q", "text": f"question {i}", "parents": ["d"]}]}
         for i in range(20)
     ]
-    made = engine(kv=KVStore(0))
+    made = engine(kv=KVStore(memory_bytes))
     found = by_id(made, items([write_rows(tmp_path / "r.jsonl", data)]), budget=150)
     reused = [result.tokens["reused"] for result in found.values() if isinstance(result, RunResult)]
     assert len(reused) == 20
     # 32 tokens of the document, in all but those that started before the first had ended.
     assert sum(n >= 32 for n in reused) >= 16
+    origins = {source.origin for result in found.values() for source in result.sources}
+    assert origins - {"computed"} == {"memory" if memory_bytes else "device"}
     plain = by_id(engine(), items([tmp_path / "r.jsonl"]), budget=150)
     assert ids(found) == ids(plain)
 

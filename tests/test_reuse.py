@@ -118,7 +118,7 @@ def check_sources(bundle: Bundle, result: RunResult, passes: list[int], distance
     assert sum(passes) == new
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(bundle=running(), distance=st.integers(1, 99), prefill_tokens=st.sampled_from([None, None, 1, 3]))
 def test_known_chunks_give_the_same_wherever_they_come_from(
     bundle: Bundle, distance: int, prefill_tokens: int | None, tmp_path_factory: pytest.TempPathFactory
@@ -320,6 +320,20 @@ def test_generated_text_is_found_by_the_children_that_see_it() -> None:
     }
 
 
+def test_what_was_written_below_a_moved_text_is_not_kept() -> None:
+    """Its keys would be turned a second time."""
+    draft = Chunk("draft:", name="draft", generate=Generate(max_new_tokens=5))
+    graph = compile_chunks([Chunk("so?", parents=[draft], name="end")], tokenizer())
+    store = KVStore()
+    made = engine(kv=store)
+    # The draft's text, the draft as a whole, and the question's text; another draft and the question below
+    # it; the question below a third one, which begins with a text that was moved.
+    for distance, seed, number in ((0, 1, 3), (0, 2, 5), (7, 3, 6)):
+        result = made.run(moved(graph, distance), Generate(3, temperature=9.0, seed=seed))
+        assert stripped(result.sources)["draft"][0] == ("computed" if seed == 1 else "memory")
+        assert len(store) == number
+
+
 @pytest.mark.parametrize("positions", ["causal", "flat", "local"])
 def test_the_same_text_twice_in_a_graph_is_known_once(positions: Any) -> None:
     """Side by side at one position, or one after the other: each has keys of its own place."""
@@ -385,6 +399,23 @@ def test_residents_are_given_up_when_their_slots_are_needed() -> None:
     assert made._forward.capacity == 512
     assert {s.chunk: s.origin for s in made.run(one_document(texts[-1]), HOW).sources}["doc"] == "device"
     assert {s.chunk: s.origin for s in made.run(one_document(texts[0]), HOW).sources}["doc"] == "memory"
+
+
+@pytest.mark.parametrize(("numbers", "is_copied"), [((0, 1), False), ((0, 9), True)])
+def test_documents_that_lie_scattered_are_copied_together(numbers: tuple[int, int], is_copied: bool) -> None:
+    """So that a step need not gather them."""
+    made = engine(kv=KVStore(), cache_tokens=1024)
+    texts = [chr(97 + i) * 40 for i in range(10)]
+    for text in texts:
+        made.run(one_document(text), HOW)
+    documents = [Chunk(texts[i], name=f"d{i}") for i in numbers]
+    bundle = compile_chunks([Chunk("q?", parents=documents, name="q")], tokenizer())
+    submission = made.submit(bundle, HOW)
+    assert ids_of(submission.result()) == oracle("llama", bundle, {"q": 3})
+    assert {s.origin for s in submission.result().sources} == {"device", "computed"}
+    assert len(submission.job.room) == 2 + 3 + (80 if is_copied else 0)
+    # Nobody uses what was copied any more, nor what was not, and all of it is still there.
+    assert made._scheduler.residents.num_idle_slots() == 400
 
 
 def test_a_document_that_others_use_where_it_lies_is_not_given_up() -> None:

@@ -112,12 +112,12 @@ def test_a_slot_that_two_extents_hold_is_not_merged_silently() -> None:
 
 
 @given(random=RANDOM)
-def test_residents_give_way_least_recently_used_first(random: Random) -> None:
-    """Against a list of [place, extent, users] in the order of their last use."""
+def test_residents_give_way_least_recently_used_first_and_only_where_it_helps(random: Random) -> None:
+    """Against a list of [place, extent, users, ever used] in the order of their last use."""
     pool = SlotPool(24)
     residents, kept, runs = Residents(pool), list[list](), list[Extent]()
     for _ in range(80):
-        what = random.choice(["evict", "add", "use", "leave", "end"])
+        what = random.choice(["evict", "add", "use", "leave", "end", "clear"])
         place = (random.choice("abc"), random.randint(0, 2))
         known = next((entry for entry in kept if entry[0] == place), None)
         free = [entry for entry in kept if not entry[2]]
@@ -126,29 +126,33 @@ def test_residents_give_way_least_recently_used_first(random: Random) -> None:
             used = set[int]().union(*(slots(e[1]) for e in kept), *map(slots, runs))
             expected = lowest_fit(set(range(24)) - used, length)
             while expected is None and free:
-                gone = free.pop(0)
-                kept.remove(gone)
-                used -= slots(gone[1])
+                used -= slots(free.pop(0)[1])
                 expected = lowest_fit(set(range(24)) - used, length)
             found = residents.evict(length)
             assert found == expected
             if found is not None:
                 runs.append(found)
+                kept = [entry for entry in kept if not slots(entry[1]) & slots(found)]
         elif what == "add" and runs:
             extent = runs.pop()
             residents.add(place, extent)
             if known is None:
-                kept.append([place, extent, 0])
+                kept.append([place, extent, 0, False])
         elif what == "use" and known is not None:
             assert residents.use(place) == known[1]
             kept.remove(known)
-            kept.append([place, known[1], known[2] + 1])
+            kept.append([place, known[1], known[2] + 1, True])
         elif what == "leave" and known is not None and known[2]:
             residents.leave(place)
             known[2] -= 1
+        elif what == "clear" and random.random() < 0.1:
+            residents.clear()
+            kept = [entry for entry in kept if entry[2]]
         elif what == "end" and runs:
             pool.give(runs.pop(random.randrange(len(runs))))
         assert len(residents) == len(kept)
+        assert residents.num_idle_slots() == sum(len(entry[1]) for entry in kept if not entry[2])
+        assert residents.num_proved_slots() == sum(len(entry[1]) for entry in kept if entry[3])
         assert all(entry[0] in residents for entry in kept)
         assert ("never", 0) not in residents
         for key in "abc":
