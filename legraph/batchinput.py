@@ -167,7 +167,7 @@ class Inputs:
 
     def _items(self) -> Iterator[Item]:
         each = chain.from_iterable(map(self._items_of, self.files))
-        return (replace(item, number=number) for number, item in enumerate(each))
+        return (replace(item, number=number, id=_writable(item.id)) for number, item in enumerate(each))
 
     def _items_of(self, file: Path | SourceText) -> Iterator[Item]:
         if self.template is not None:
@@ -212,6 +212,11 @@ class Inputs:
                     own.update(piece)
             found.update(own.digest())
         return found.hexdigest()
+
+
+def _writable(id: str) -> str:
+    """JSON and names of files may hold halves of characters, which no file of text can."""
+    return id.encode("utf-8", "backslashreplace").decode()
 
 
 def _name(file: Path | SourceText) -> str:

@@ -48,6 +48,7 @@ def check_output(output: Path, header: Mapping[str, Any], restart: bool = False)
         raise InputError(Problem(f"{printable(str(output))}: unknown kind of output", f"a name in {kinds}"))
     if output.suffix == PARQUET_SUFFIX:
         check_parquet()
+    _check_no_folder(output)
     folder = output.parent
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         wrong = "permission denied" if folder.is_dir() else "no such folder"
@@ -212,9 +213,24 @@ class Journal:
     def _read_line(self, line: bytes, offset: int) -> tuple[int, int, bool]:
         try:
             entry = json.loads(line)
-            return int(entry["number"]), offset, "error" in entry["row"]
+            number = entry["number"]
+            if not isinstance(number, int) or number < 0:
+                raise _damaged(self.path)
+            return number, offset, "error" in entry["row"]
         except (ValueError, KeyError, TypeError):
             raise _damaged(self.path) from None
+
+
+def _check_no_folder(output: Path) -> None:
+    for path in (output, journal_path(output)):
+        try:
+            path.lstat()
+        except FileNotFoundError:
+            continue
+        except OSError as error:  # such as a name that is too long
+            raise _unwritable(path, error, InputError) from None
+        if path.is_dir():
+            raise InputError(Problem(f"{printable(str(path))}: is a folder", "the name of a file"))
 
 
 def _check_header(line: bytes, header: Mapping[str, Any], path: Path) -> None:

@@ -2,7 +2,8 @@
 
 Graphs flow through: a slice of them is compiled at a time (`packcompile`), and a window of compiled ones is
 packed at a time by first-fit decreasing (`binpacking`). Memory is that of a window, whatever the number of
-graphs. The same input, settings and legraph give the same packs, with any number of workers.
+graphs, and of the errors of those that are left out. The same input, settings and legraph give the same
+packs, with any number of workers.
 """
 
 from __future__ import annotations
@@ -129,9 +130,11 @@ class _Gate:
             self.tokenizer_id, self.fingerprint = name, found
         if found == self.fingerprint:
             return result
+        is_given = self.settings.tokenizer is not None
         wrong = Problem(
-            f"graph {result.id!r} is for tokenizer {name!r}, not {self.tokenizer_id!r} like those before it",
-            hint="give one for all graphs: --tokenizer",
+            f"graph {result.id!r} is for tokenizer {name!r}, not {self.tokenizer_id!r}"
+            + ("" if is_given else " like those before it"),
+            hint="compile the bundle again with it" if is_given else "give one for all graphs: --tokenizer",
             source=result.place,
         )
         return replace(result, graph=None, problems=(wrong,))

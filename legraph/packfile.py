@@ -20,6 +20,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +158,10 @@ def write_packs(
     check_target(folder, force)
     with _whole_folder(folder) as part:
         _write_shards(part / DATA_NAME, _counted(packs, info))
-        lines = [json.dumps(dict(row), ensure_ascii=False) + "\n" for row in skipped]
-        if lines:
-            (part / SKIPPED_NAME).write_text("".join(lines), encoding="utf-8")
+        lines = (json.dumps(dict(row), ensure_ascii=False) + "\n" for row in skipped)
+        if (first := next(lines, None)) is not None:
+            with (part / SKIPPED_NAME).open("w", encoding="utf-8") as file:
+                file.writelines(chain([first], lines))
         (part / INFO_NAME).write_text(json.dumps(info.data(), indent=2) + "\n", encoding="utf-8")
     return info
 

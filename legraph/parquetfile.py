@@ -28,12 +28,12 @@ def parquet_rows(path: Path) -> Iterator[dict[str, Any]]:
         while True:
             try:
                 batch = next(batches, None)
-            except Exception as error:  # pyarrow raises OSError, ArrowInvalid and more here
+                rows = None if batch is None else batch.to_pylist()
+            except Exception as error:  # pyarrow raises OSError, ArrowInvalid, UnicodeError and more here
                 raise _unreadable(path, error) from None
-            if batch is None:
+            if rows is None:
                 return
-            for row in batch.to_pylist():
-                yield _without_nulls(row)
+            yield from map(_without_nulls, rows)
 
 
 def num_parquet_rows(path: Path) -> int:

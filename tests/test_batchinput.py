@@ -269,6 +269,9 @@ def test_parquet_that_is_none_and_rows_that_are_broken(tmp_path: Path) -> None:
         (1, f"{path}:2", "! the row has no 'id'"),
         (2, "b", "ok"),
     ]
+    text = pyarrow.array([b"\xff"]).cast(pyarrow.string(), safe=False)
+    parquet.write_table(pyarrow.table({"id": text}), path)
+    assert "is not Parquet, or damaged" in problem([path])
     path.write_bytes(b"PAR1 nothing else")
     assert "is not Parquet, or damaged" in problem([path])
 

@@ -145,18 +145,25 @@ def test_a_file_that_is_no_journal_is_not_touched(damage: bytes, tmp_path: Path)
     assert part.read_bytes() == damage
 
 
-def test_a_broken_line_in_the_middle_is_damage(tmp_path: Path) -> None:
+@pytest.mark.parametrize("line", [b"{half", b'{"number": -1, "row": {}}', b'{"number": 1e400, "row": {}}'])
+def test_a_broken_line_in_the_middle_is_damage(line: bytes, tmp_path: Path) -> None:
     output = tmp_path / "r.jsonl"
     with Journal(output, HEADER) as journal:
         journal.write(0, row(0))
     with journal_path(output).open("ab") as file:
-        file.write(b"{half\n" + json.dumps({"number": 1, "row": row(1)}).encode() + b"\n")
+        file.write(line + b"\n" + json.dumps({"number": 1, "row": row(1)}).encode() + b"\n")
     assert "damaged" in refused(output)
 
 
 def test_outputs_that_cannot_be(tmp_path: Path) -> None:
     assert "unknown kind of output" in refused(tmp_path / "r.txt")
     assert "no such folder" in refused(tmp_path / "no" / "r.jsonl")
+    assert "cannot be written" in refused(tmp_path / ("long" * 100 + ".jsonl"))
+    (tmp_path / "folder.jsonl").mkdir()
+    (tmp_path / "r.jsonl.part").mkdir()
+    for name, folder in (("folder.jsonl", "folder.jsonl"), ("r.jsonl", "r.jsonl.part")):
+        with pytest.raises(InputError, match=f"{folder}: is a folder"):
+            Journal(tmp_path / name, HEADER, restart=True)
 
 
 def test_two_processes_do_not_write_one_journal(tmp_path: Path) -> None:

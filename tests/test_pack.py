@@ -283,6 +283,16 @@ def test_files_bundles_and_globs_are_inputs_too(tmp_path: Path, call: Call) -> N
     )
 
 
+def test_a_bundle_for_another_tokenizer_than_the_one_that_was_given(tmp_path: Path, call: Call) -> None:
+    compile_chunks([chunk_of(3)], tokenizer()).save(tmp_path / "b.npz")
+    done = call(
+        *("pack", str(tmp_path / "b.npz"), "-o", str(tmp_path / "p"), "--length", "64"),
+        *("--tokenizer", "recall"),
+    )
+    assert done.code == 2 and "is for tokenizer 'bytes', not 'recall'\n" in done.err
+    assert "compile the bundle again" in done.err and not (tmp_path / "p").exists()
+
+
 def test_variables_reach_the_graphs(tmp_path: Path, call: Call) -> None:
     graph = graph_of(0, vars={"who": "you"})
     graph["chunks"][0]["text"] = "${who}"

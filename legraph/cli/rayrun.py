@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -58,7 +59,8 @@ def on_ray(
     from legraph.raybatch import model_header_of, run_to_file_on_ray
     from legraph.raycluster import connected
 
-    with connected(pool.address):
+    # Ray tells about actors that died on stdout, where results go.
+    with redirect_stdout(sys.stderr), connected(pool.address):
         yield (
             model_header_of(pool, options),
             lambda journal, shown: run_to_file_on_ray(
