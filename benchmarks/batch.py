@@ -8,8 +8,9 @@ and is answered with a fixed number of tokens. On a CPU `recall`, the model in t
 a Llama of the 8B shape with random weights in bfloat16.
 
 - batch: rows of JSON in, rows of JSON out (`batch.run_batch`), parsing and compiling included; once as it is,
-  once with --reuse, where documents that graphs share are computed once.
-- loop: the same graphs, compiled before, through one engine, one after the other.
+  once with --no-reuse, where documents that graphs share are computed for each.
+- loop: the same graphs, compiled before, through one engine, one after the other; once as `legraph run` does,
+  once with a KV store.
 - processes: `legraph run` for each graph, on a few of them (CPU).
 - padded: flattened graphs with their dense masks, 4-D, padded to the longest of a batch, in plain
   transformers with a DynamicCache and a greedy loop; sorted by length, in the batch size that is fastest
@@ -43,7 +44,7 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache, LlamaConfig
 
 from legraph import Engine, Generate, load_model
-from legraph.batch import row_of, run_batch
+from legraph.batch import row_of, run_batch, store_bytes
 from legraph.batchinput import bundle_of, items
 from legraph.bundle import Bundle
 from legraph.kvstore import KVStore
@@ -125,7 +126,7 @@ class Bench:
 
     def batch(self, reuse: bool, notes_memory: bool = False) -> None:
         """By a new engine; what a first run compiles and allocates is in it on a CPU, not on a GPU."""
-        engine = self.engine(kv=KVStore(0) if reuse else None)
+        engine = self.engine(kv=KVStore(store_bytes(self.args.device)) if reuse else None)
         if self.device.type == "cuda":
             engine.run(self.bundles[:4], self.settings)
         rows, memory, reused = 0, list[float](), 0
@@ -153,8 +154,8 @@ class Bench:
             return int(statm.read_text().split()[1]) * resource.getpagesize() / 1e9
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9
 
-    def loop(self) -> None:
-        engine = self.engine()
+    def loop(self, kv: KVStore | None = None) -> None:
+        engine = self.engine(kv=kv)
         for bundle in self.part:
             engine.run(bundle, self.settings)
 
@@ -262,16 +263,17 @@ class Bench:
             speeds[name] = self.note_speed(name, number, seconds)
         for name, speed in speeds.items():
             if not name.startswith("batch"):
-                for ours in ("batch", "batch, --reuse"):
+                for ours in ("batch", "batch, --no-reuse"):
                     self.note(f"{ours}, over {name}: ratio", speeds[ours] / speed)
-        self.note("text tokens reused with --reuse", float(self.rows["share of text tokens reused"]))
-        self.batch(False, notes_memory=True)
+        self.note("share of text tokens reused by batch", float(self.rows["share of text tokens reused"]))
+        self.batch(True, notes_memory=True)
 
     def ways(self) -> Iterator[tuple[str, Callable[[], None], int]]:
-        yield "batch", lambda: self.batch(False), self.args.graphs
-        yield "batch, --reuse", lambda: self.batch(True), self.args.graphs
+        yield "batch", lambda: self.batch(True), self.args.graphs
+        yield "batch, --no-reuse", lambda: self.batch(False), self.args.graphs
         self.loop_warmed()
         yield "loop of single runs", self.loop, len(self.part)
+        yield "loop of single runs, with a KV store", lambda: self.loop(KVStore()), len(self.part)
         size = self.best_size()
         self.note("padded: batch size", size)
         yield "padded dense batches", lambda: self.padded(self.part, size), len(self.part)

@@ -21,6 +21,8 @@ from legraph.engine import Engine, Submission, check_settings
 from legraph.errors import LegraphError, ModelError, RunError
 from legraph.graph import Generate
 from legraph.keys import model_fingerprint
+from legraph.kvstore import DEFAULT_MEMORY_BYTES
+from legraph.model import device_of
 from legraph.parallel import team_of
 from legraph.report import error_data, result_data
 from legraph.result import RunResult
@@ -144,6 +146,18 @@ def row_of(item: Item, result: RunResult | LegraphError) -> dict[str, Any]:
         return {"id": item.id, "error": error | {"where": error["where"] or str(item.place)}}
     data = result_data(result, result.timing)
     return {"id": item.id, "outputs": data["outputs"], "timing": data["timing"]}
+
+
+def store_bytes(device: str | None = None) -> int:
+    """Memory of a store for a batch: on a GPU none, because chunks stay in the cache itself there.
+
+    Args:
+        device: as for `Engine.load`.
+
+    Raises:
+        ModelError: there is no such device.
+    """
+    return 0 if device_of(device).type == "cuda" else DEFAULT_MEMORY_BYTES
 
 
 def input_header(inputs: Inputs, settings: Generate, model: str, dtype: str) -> dict[str, Any]:

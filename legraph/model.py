@@ -57,7 +57,7 @@ def load_model(name: str, device: str | None = None, dtype: str = "auto", tp: st
 
     check_choice(tp, device, has_kv=False)
     num_processes = 1 if tp is None else join()
-    target = _device(device)
+    target = device_of(device)
     if name.startswith((os.sep, ".")) and not Path(name).exists():
         # transformers would take it for a hub id, and say that it is a malformed one.
         raise ModelError(f"model {name!r} cannot be loaded: no such folder", _LOADABLE)
@@ -148,7 +148,12 @@ def _reason(error: BaseException) -> str:
     return first.split(". ")[0].rstrip(".")
 
 
-def _device(name: str | None) -> torch.device:
+def device_of(name: str | None) -> torch.device:
+    """The device of that name; without one the first CUDA device, else the CPU.
+
+    Raises:
+        ModelError: there is no such device.
+    """
     if name is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from inspect import signature
 from typing import Any, cast
 
-from legraph.batch import Progress, model_header, row_of, run_batch
+from legraph.batch import Progress, model_header, row_of, run_batch, store_bytes
 from legraph.batchinput import Inputs, Item
 from legraph.batchjournal import Journal
 from legraph.errors import LegraphError
@@ -39,13 +39,13 @@ class EngineOptions:
 
     Attributes:
         load: for `Engine.load`. Paths must exist where the actors run.
-        reuse: chunks that graphs share are computed once, while they are in an actor's memory.
-        kv, kv_bytes: the same, with the folder of a KV store that they share, and how much it may hold.
+        reuse: chunks that graphs share are computed once, while they are in an actor's memory, ...
+        kv, kv_bytes: ... or in the folder of a KV store that they share, and how much it may hold.
         budget: see `run_batch`.
     """
 
     load: dict[str, Any] = field(default_factory=dict[str, Any])
-    reuse: bool = False
+    reuse: bool = True
     kv: str | None = None
     kv_bytes: int | None = None
     budget: int | None = None
@@ -55,8 +55,8 @@ class EngineOptions:
         from legraph.engine import Engine
         from legraph.kvstore import KVStore
 
-        kv = KVStore(0, self.kv, self.kv_bytes) if self.reuse or self.kv is not None else None
-        return Engine.load(**self.load, kv=kv)
+        memory = store_bytes(self.load.get("device"))
+        return Engine.load(**self.load, kv=KVStore(memory, self.kv, self.kv_bytes) if self.reuse else None)
 
 
 def model_header_of(pool: Pool, options: EngineOptions) -> dict[str, Any]:

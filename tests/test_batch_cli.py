@@ -122,11 +122,19 @@ def test_parquet_in_and_out(fork: Path, tmp_path: Path, six: Call) -> None:
     assert json.loads(bad["error"])["kind"] == "ModelError"
 
 
+def test_an_id_with_half_a_character_is_written_with_its_number(tmp_path: Path, six: Call) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = tmp_path / "r.jsonl"
+    rows.write_text(json.dumps({"id": "a\ud800", "graph": FORK_DATA}))
+    assert six(rows, "-o", tmp_path / "out.parquet").code == 0
+    assert [row["id"] for row in parquet.read_table(tmp_path / "out.parquet").to_pylist()] == ["a\\ud800"]
+
+
 def test_chunks_that_graphs_share_are_computed_once(tmp_path: Path, six: Call) -> None:
     rows = write_rows(tmp_path / "r.jsonl", **{f"g{i}": FORK_DATA for i in range(12)})
     plain, shared, kept = (tmp_path / f"{name}.jsonl" for name in ("plain", "shared", "kept"))
-    assert six(rows, "-o", plain, "--json").data()["reused"] == 0
-    done = six(rows, "-o", shared, "--reuse", "--cache-tokens", 120, "--json")
+    assert six(rows, "-o", plain, "--no-reuse", "--json").data()["reused"] == 0
+    done = six(rows, "-o", shared, "--cache-tokens", 120, "--json")
     assert done.data()["reused"] >= 12 * 10 / 2
     assert six(rows, "-o", kept, "--kv", tmp_path / "kv", "--json").code == 0
     assert six(rows, "-o", kept, "--kv", tmp_path / "kv", "--json", "--restart").data()["reused"] >= 120

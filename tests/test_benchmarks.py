@@ -13,6 +13,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 
+@pytest.mark.slow
 def test_the_compile_benchmark_measures_every_size_and_command(tmp_path: Path) -> None:
     numbers = tmp_path / "compile.json"
     script = ROOT / "benchmarks" / "compile.py"
@@ -42,6 +43,7 @@ def run_script(name: str, numbers: Path, *arguments: str) -> dict[str, Any]:
     return json.loads(numbers.read_text())
 
 
+@pytest.mark.slow
 def test_the_attention_benchmark_compares_what_is_equal(tmp_path: Path) -> None:
     numbers = tmp_path / "a.json"
     report = run_script("attention.py", numbers, "--device", "cpu", "--only", "2 of 24", "16 of 16")
@@ -62,6 +64,7 @@ def test_the_predictions_beside_the_committed_results_are_current(device: str, t
     assert copy.with_suffix(".svg").stat().st_size > 10_000
 
 
+@pytest.mark.slow
 def test_the_engine_benchmark_reuses_what_it_says(tmp_path: Path) -> None:
     options = ("--device", "cpu", "--documents", "2", "--repeats", "1", "--only", "first-token")
     report = run_script("engine.py", tmp_path / "e.json", *options)
@@ -77,7 +80,7 @@ def test_the_batch_benchmark_compares_equal_work(tmp_path: Path) -> None:
     report = run_script("batch.py", tmp_path / "b.json", *sizes, "--repeats", "1", "--no-processes")
     assert report["graphs whose tokens are equal in batch and loop, float32"] == 8
     assert report["of 8 padded, equal to them too"] == 8
-    ways = ("batch", "batch, --reuse", "loop of single runs", "padded dense batches")
+    ways = ("batch", "batch, --no-reuse", "loop of single runs", "padded dense batches")
     for way in ways:
         assert report[f"{way}: generated tokens/s"] == pytest.approx(3 * report[f"{way}: graphs/s"])
     ratio = report["batch: graphs/s"] / report["loop of single runs: graphs/s"]

@@ -83,8 +83,9 @@ def batch_command(
         ),
     ] = None,
     reuse: Annotated[
-        bool, typer.Option("--reuse", help="Compute chunks that graphs share once, while they are in memory.")
-    ] = False,
+        bool,
+        typer.Option("--reuse/--no-reuse", help="Compute chunks that graphs share once, while in memory."),
+    ] = True,
     kv: KvOption = None,
     kv_bytes: KvBytesOption = None,
     ray: RayOption = None,
@@ -102,7 +103,7 @@ def batch_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run many graphs on a model, into a file. The same command goes on where an earlier one was ended."""
-    from legraph.batch import input_header
+    from legraph.batch import input_header, store_bytes
     from legraph.batchinput import Inputs
     from legraph.batchjournal import Journal, check_output
     from legraph.kvshow import parse_size
@@ -110,6 +111,8 @@ def batch_command(
 
     check_model_options(dtype, attn)
     settings = run_settings(max_new_tokens, temperature, top_k, top_p, seed)
+    if kv is not None and not reuse:
+        raise InputError(Problem("--kv is there to reuse what it holds", "one of --kv and --no-reuse"))
     if kv is None and kv_bytes is not None:
         raise InputError(Problem("--kv-bytes is about a store, and there is none", "--kv DIR beside it"))
     pool = pool_of(ray, ray_actors, gpus_per_actor)
@@ -127,7 +130,7 @@ def batch_command(
         "prefill_tokens": prefill_tokens,
     }
     if pool is None:
-        store = _memory_store() if reuse and kv is None else kv_store(kv, kv_bytes)
+        store = kv_store(kv, kv_bytes, store_bytes(device)) if reuse else None
         place = _here(options, store, found, settings, cache_tokens, retry_errors)
     else:
         size = None if kv_bytes is None else parse_size(kv_bytes)
@@ -139,7 +142,7 @@ def batch_command(
         Journal(Path(output), header | model_part, restart) as journal,
     ):
         try:
-            with _shown(total, reuse or kv is not None) as show:
+            with _shown(total, reuse) as show:
                 done = run(journal, show)
         except KeyboardInterrupt:
             draw_error(
@@ -173,13 +176,6 @@ def _here(
             engine, inputs, settings, journal, cache_tokens, retry_errors, shown
         ),
     )
-
-
-def _memory_store() -> Any:
-    """Keeps nothing of its own: chunks stay in the cache."""
-    from legraph.kvstore import KVStore
-
-    return KVStore(0)
 
 
 def _totals(done: Progress) -> dict[str, Any]:

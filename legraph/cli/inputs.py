@@ -131,16 +131,20 @@ def load_engine(model: str | None, tokenizer: str | None, **options: Any) -> Eng
     return Engine.load(model, tokenizer, **options)
 
 
-def kv_store(folder: str | None, max_bytes: str | None) -> Any:
-    """Where keys and values are kept, if anywhere."""
+def kv_store(folder: str | None, max_bytes: str | None, memory_bytes: int | None = None) -> Any:
+    """Where keys and values are kept, if anywhere.
+
+    Args:
+        memory_bytes: None if there need not be a store without a folder.
+    """
     from legraph.kvdisk import DiskTier
     from legraph.kvshow import parse_size
     from legraph.kvstore import KVStore
 
     if folder is None:
-        return None
-    # The folder is enough: what one run needs twice stays in its cache.
-    store = KVStore(0, folder, None if max_bytes is None else parse_size(max_bytes))
+        return None if memory_bytes is None else KVStore(memory_bytes)
+    # The folder is enough for one run: what it needs twice stays in its cache.
+    store = KVStore(memory_bytes or 0, folder, None if max_bytes is None else parse_size(max_bytes))
     if max_bytes is not None:
         # What an earlier run was allowed to keep may be more.
         DiskTier(folder).prune(parse_size(max_bytes))
