@@ -15,7 +15,7 @@ from legraph.tokens import bytes_tokenizer
 from tests.command_line import BROKEN, FORK, GRAPH, Call, caller
 
 # On top of the profile of hypothesis itself, which draws the same examples every time where CI is set.
-settings.register_profile("legraph", settings(), deadline=None)
+settings.register_profile("legraph", settings(), deadline=None, max_examples=60)
 settings.load_profile("legraph")
 
 

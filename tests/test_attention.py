@@ -40,7 +40,7 @@ def logits(model: Any, bundle: Bundle, attn: str) -> torch.Tensor:
         return model(**inputs, use_cache=False).logits[0]
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(bundle=bundles())
 @pytest.mark.parametrize("name", MODELS)
 def test_flex_sdpa_and_eager_agree(name: str, bundle: Bundle) -> None:
@@ -51,7 +51,7 @@ def test_flex_sdpa_and_eager_agree(name: str, bundle: Bundle) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(bundle=bundles(), data=st.data())
 def test_only_descendants_notice_a_changed_chunk(name: str, bundle: Bundle, data: st.DataObject) -> None:
     """Bit for bit under sdpa: what a chunk may not see, even through others, does not exist for it."""

@@ -240,6 +240,7 @@ def started(*arguments: Any) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_killed_while_it_writes_leaves_a_sound_store(
     wide: Path, model_folder: Path, store: Path, call: Call
 ) -> None:
@@ -269,6 +270,7 @@ def kill_while_it_writes(running: subprocess.Popen[str], store: Path) -> None:
     running.communicate(timeout=60)
 
 
+@pytest.mark.slow
 def test_two_processes_may_use_a_store_at_once(
     wide: Path, model_folder: Path, store: Path, call: Call
 ) -> None:

@@ -406,6 +406,7 @@ def test_an_interrupt_between_two_passes_ends_the_run_too(
     assert len(DiskTier(store).keys()) == 3
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_gives_what_it_had_as_json(endless: Path, model_folder: Path) -> None:
     """Nothing is printed before the end; the progress bar on stderr tells of the first tokens."""
     keeper, terminal = pty.openpty()
@@ -437,6 +438,7 @@ def drained(file: int) -> bytes:
     return said
 
 
+@pytest.mark.slow
 def test_branches_in_panels_leave_the_plain_text_on_the_screen(call: Call) -> None:
     keeper, terminal = pty.openpty()
     fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))

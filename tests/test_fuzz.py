@@ -495,7 +495,7 @@ def test_the_files_that_are_broken_here_are_valid(folder: Path, tokenizer: Any) 
         assert check_reading(folder, encoded(text), suffix, tokenizer), text
 
 
-@settings(quick, max_examples=1000)
+@settings(quick, max_examples=600)
 @given(WRITTEN, SUFFIXES)
 def test_a_file_made_from_the_grammar(folder: Path, tokenizer: Any, text: str, suffix: str) -> None:
     check_reading(folder, encoded(text), suffix, tokenizer)
@@ -514,7 +514,7 @@ def test_about_half_of_these_files_are_valid(folder: Path, tokenizer: Any) -> No
     assert 25 < sum(found) < 75
 
 
-@settings(quick, max_examples=500)
+@settings(quick, max_examples=300)
 @given(mutated(), SUFFIXES)
 def test_a_valid_file_after_accidents(folder: Path, tokenizer: Any, text: str, suffix: str) -> None:
     check_reading(folder, encoded(text), suffix, tokenizer)

@@ -8,7 +8,7 @@ from random import Random
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from legraph import flatattention, forward
@@ -158,6 +158,7 @@ def test_attention_by_parts_is_the_formula(
 
 
 @pytest.mark.parametrize("name", ["llama-gqa", "qwen3", "gemma2"])
+@settings(max_examples=30)
 @given(bundle=running(max_chunks=7, max_length=5))
 def test_an_engine_that_prefills_by_parts_gives_the_same(name: str, bundle) -> None:  # type: ignore[no-untyped-def]
     """Gemma 2 has windows, so it must not."""

@@ -80,7 +80,7 @@ def story() -> Bundle:
 # Which tokens are labelled, and where they lie
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(graph=learned_graphs())
 @pytest.mark.parametrize("order", ["declared", "locality"])
 def test_labels_are_the_ids_of_what_is_to_be_learned(order: Any, graph: Graph):
@@ -135,7 +135,7 @@ def expected_starts(graph: Graph, names: tuple[str, ...]) -> dict[str, int]:
     return starts
 
 
-@settings(max_examples=150)
+@settings(max_examples=80)
 @given(graph=learned_graphs())
 def test_positions_run_on_through_a_completion_and_children_start_after_it(graph: Graph):
     bundle = compile_graph(graph, tokenizer())

@@ -192,7 +192,7 @@ def tokens_by_name(bundle: Bundle) -> list[int]:
 
 
 # Long chunks too: a graph of one block has stretches to win only.
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(graph=graphs(dags(max_length=60)))
 def test_locality_moves_tokens_and_nothing_else(graph: Graph):
     declared, moved = (compile_graph(graph, tokenizer(), order=order) for order in ("declared", "locality"))

@@ -43,7 +43,7 @@ def test_a_diamond_hides_the_grandparent():
     )
 
 
-@settings(max_examples=250)
+@settings(max_examples=100)
 @given(graph=graphs())
 def test_the_mask_of_a_compiled_graph_is_the_rule_applied_pair_by_pair(graph: Graph):
     bundle = compile_graph(graph, tokenizer())
@@ -54,7 +54,7 @@ def test_the_mask_of_a_compiled_graph_is_the_rule_applied_pair_by_pair(graph: Gr
     assert not np.triu(dense, k=1).any(), "a topological order keeps the mask inside the causal one"
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_visible_pairs_are_those_of_the_dense_mask(dag: Dag):
     mask, tokens = dag.mask(), np.arange(dag.num_tokens)
@@ -83,13 +83,13 @@ def test_a_token_that_is_not_there_is_an_index_error(q: Any, k: Any):
         DIAMOND.mask().visible(q, k)
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_intervals_say_what_the_dense_mask_says(dag: Dag):
     assert np.array_equal(seen_through(dag.mask().intervals(), dag), brute_force_mask(dag))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_intervals_are_as_few_as_can_be(dag: Dag):
     """Counted in the dense mask: as many stretches as the row of the chunk's first token has runs of True."""
@@ -137,13 +137,13 @@ def seen_through_columns(seen_by: SeenBy, dag: Dag) -> np.ndarray:
     return mask
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_the_stretches_that_see_a_chunk_say_what_the_dense_mask_says(dag: Dag):
     assert np.array_equal(seen_through_columns(dag.mask().seen_by(), dag), brute_force_mask(dag))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_the_stretches_that_see_a_chunk_are_as_few_as_can_be(dag: Dag):
     """As many as the column of the chunk's last token has runs of True; one begins at the token itself."""
@@ -176,7 +176,7 @@ def test_in_a_tree_a_chunk_is_seen_up_to_the_end_of_its_subtree():
     assert dag.mask().intervals().max_per_chunk() == 1
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_visible_pairs_are_counted_without_looking_at_them(dag: Dag):
     assert dag.mask().num_visible_pairs() == int(brute_force_mask(dag).sum())

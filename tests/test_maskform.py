@@ -76,7 +76,7 @@ def test_forms_stand_in_order_of_what_they_read():
     ]
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_a_graph_has_the_pure_forms_that_runs_in_its_dense_mask_allow(dag: Dag):
     forms = set(forms_of(dag.mask()))
@@ -87,7 +87,7 @@ def test_a_graph_has_the_pure_forms_that_runs_in_its_dense_mask_allow(dag: Dag):
     assert {ADJACENCY, BITS} <= forms
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_the_cheapest_form_is_the_first_of_those_a_graph_has(dag: Dag):
     forms = list(forms_of(dag.mask()))
@@ -107,7 +107,7 @@ def hands_over(dag: Dag, most: int) -> bool:
     return True
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_a_graph_is_mixed_at_least_where_keys_can_tell_what_is_too_much_for_queries(dag: Dag):
     forms = set(forms_of(dag.mask()))

@@ -65,13 +65,13 @@ def stands_together(names: list[str], group: set[str]) -> bool:
 # What holds for every graph
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(dag=dags(max_length=60), size=st.sampled_from([1, 3, 16, 128]))
 def test_active_blocks_are_counted_without_being_built(dag: Dag, size: int) -> None:
     assert num_active_blocks(dag.mask(), size) == len(active_blocks(dag.mask(), size))
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(dag=dags())
 def test_the_order_is_topological_and_the_mask_is_the_same_one(dag: Dag) -> None:
     declared = dag.mask()
@@ -84,7 +84,7 @@ def test_the_order_is_topological_and_the_mask_is_the_same_one(dag: Dag) -> None
     assert drawn(mask.dense()) == drawn(declared.dense()[np.ix_(tokens, tokens)])
 
 
-@settings(max_examples=150)
+@settings(max_examples=100)
 @given(dag=dags(max_length=200))
 def test_no_graph_costs_more_than_declared_and_ties_stay_as_they_are(dag: Dag) -> None:
     declared = dag.mask()

@@ -33,8 +33,6 @@ from tests.naive import counts, ids_of, oracle
 from tests.random_graphs import LETTERS, tokenizer
 from tests.tiny_models import SHAPE, tiny_model
 
-pytestmark = pytest.mark.slow
-
 ROOT = Path(__file__).parent.parent
 WORKER = str(ROOT / "tests" / "parallel_worker.py")
 MODELS = ["llama-gqa", "qwen3"]
@@ -110,6 +108,7 @@ def found(folder: Path) -> list[dict[str, Any]]:
     return [json.loads((folder / f"found{rank}.json").read_text()) for rank in (0, 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_two_processes_give_the_tokens_of_one(name: str, found: list[dict[str, Any]]) -> None:
     expected = [oracle(name, bundle, counts(bundle, 6)) for bundle in bundles()]
@@ -117,6 +116,7 @@ def test_two_processes_give_the_tokens_of_one(name: str, found: list[dict[str, A
         assert each[name]["alone"] == each[name]["together"] == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_two_processes_draw_the_samples_of_one(name: str, found: list[dict[str, Any]]) -> None:
     engine, how = Engine(tiny_model(name), bytes_tokenizer()), Generate(6, temperature=1.5, seed=7)
@@ -125,6 +125,7 @@ def test_two_processes_draw_the_samples_of_one(name: str, found: list[dict[str, 
     assert [each[name]["sampled"] for each in found] == [expected, expected]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "expected"), [("llama-gqa", [2, 1]), ("qwen3", [1, 2])])
 def test_each_process_has_half_of_the_heads(
     name: str, expected: list[int], found: list[dict[str, Any]]
@@ -134,6 +135,7 @@ def test_each_process_has_half_of_the_heads(
         assert each[name]["heads"] == {"seen": [expected], "assumed": expected}
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_refused(found: list[dict[str, Any]]) -> None:
     for each in found:
         assert "keys and values cannot be kept" in each["kv"]
@@ -143,6 +145,7 @@ def test_what_cannot_be_shared_is_refused(found: list[dict[str, Any]]) -> None:
         assert "the 3 key and value heads" in each["heads"] and "--nproc-per-node 1" in each["heads"]
 
 
+@pytest.mark.slow
 def test_the_command_speaks_with_one_voice(folder: Path, tmp_path: Path, call: Call) -> None:
     graph, saved = tmp_path / "graph.yaml", tmp_path / "saved.npz"
     graph.write_text(GRAPH)
@@ -153,6 +156,7 @@ def test_the_command_speaks_with_one_voice(folder: Path, tmp_path: Path, call: C
     assert "question" in Bundle.load(saved).span_names
 
 
+@pytest.mark.slow
 def test_a_failure_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None:
     graph = tmp_path / "graph.yaml"
     graph.write_text(GRAPH)
@@ -165,6 +169,7 @@ def test_a_failure_of_one_process_ends_all(folder: Path, tmp_path: Path) -> None
     assert time.monotonic() - started < 90
 
 
+@pytest.mark.slow
 def test_what_goes_wrong_in_all_processes_is_said_once(folder: Path, tmp_path: Path) -> None:
     done = together(
         "-m", "legraph", "run", tmp_path / "none.yaml", "--model", folder / "qwen3", "--tp", "auto"
@@ -278,6 +283,7 @@ def test_layers_on_several_devices_are_refused() -> None:
         Engine(model, bytes_tokenizer())
 
 
+@pytest.mark.slow
 @pytest.mark.gpu
 def test_two_gpus_give_the_tokens_of_one(folder: Path, tmp_path: Path, call: Call) -> None:
     if torch.cuda.device_count() < 2:
@@ -327,6 +333,7 @@ def test_the_page_counts_right() -> None:
     assert f"{(work[0] + work[2]) / 4e14:.0f} s and {(work[0] + work[2]) / 4e14 / 8:.0f} s" in PAGE
 
 
+@pytest.mark.slow
 def test_the_page_runs(tmp_path: Path) -> None:
     (tmp_path / "graph.yaml").write_text(GRAPH)
     commands = re.findall(r"^```console\n\$ python (.*?)\n```$", PAGE, re.MULTILINE)

@@ -275,6 +275,7 @@ def test_the_model_card_shows_what_was_measured() -> None:
     assert recall.table(scores) in (SHIPPED_FOLDER / "README.md").read_text(encoding="utf-8")
 
 
+@pytest.mark.slow
 def test_the_benchmark_asks_real_questions_and_reports_them(tmp_path: Path) -> None:
     numbers = tmp_path / "recall.json"
     command = [sys.executable, str(ROOT / "benchmarks" / "recall.py"), "--graphs", "2", "--many-graphs", "0"]

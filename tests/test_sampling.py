@@ -17,7 +17,7 @@ from legraph.graph import Generate
 from legraph.logits import Logits, best_and_highest
 from legraph.sampling import Sampler, settings_for
 
-DRAWS = 4000
+DRAWS = 2000
 LOGITS = [1.0, 3.0, -2.0, 2.5, 0.0, 2.0, -8.0]
 
 

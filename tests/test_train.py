@@ -57,6 +57,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_where_it_stopped(trained: Path) -> None:
     assert steps(trained) == [1, 2, 3, 4, 5, 6]
     rows = [json.loads(row) for row in (trained / "curve.jsonl").read_text().splitlines()]
@@ -67,6 +68,7 @@ def test_a_run_goes_on_where_it_stopped(trained: Path) -> None:
     assert torch.load(trained / "checkpoint.pt", weights_only=True)["step"] == 6
 
 
+@pytest.mark.slow
 def test_every_phase_is_on_record(trained: Path) -> None:
     record = json.loads((trained / "recipe.json").read_text())
     found = [(phase["first_step"], phase["steps"], phase["many_share"]) for phase in record["phases"]]
@@ -74,6 +76,7 @@ def test_every_phase_is_on_record(trained: Path) -> None:
     assert record["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_the_published_folder_is_a_model_like_any_other(trained: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -88,6 +91,7 @@ def test_the_published_folder_is_a_model_like_any_other(trained: Path) -> None:
     assert len(legraph.Engine(model.float(), tokenizer).run(bundle).outputs) == 1
 
 
+@pytest.mark.slow
 def test_an_interruption_while_saving_keeps_the_checkpoint(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
