@@ -371,6 +371,7 @@ OUTWARD_OF = {
     "cli.pack": {"print"},
     "cli.pictures": {"print"},
     "cli.plots": {"print", "sys.stderr"},
+    "cli.rayrun": {"sys.stderr"},
 }
 
 

@@ -17,7 +17,7 @@ from legraph.graph import Generate
 from legraph.logits import Logits, best_and_highest
 from legraph.sampling import Sampler, settings_for
 
-DRAWS = 2000
+DRAWS = 1500
 LOGITS = [1.0, 3.0, -2.0, 2.5, 0.0, 2.0, -8.0]
 
 
@@ -53,7 +53,7 @@ def draw(drawn_from: Sampler, logits_V: torch.Tensor) -> int:
     return drawn_from.draw(logits_V, int(best), highest)
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.5, 2.0])
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 100])
 @pytest.mark.parametrize("top_p", [None, 0.3, 0.75, 1.0])
 def test_tokens_come_as_often_as_they_should(
