@@ -66,18 +66,23 @@ def ids(results: dict[str, RunResult | LegraphError]) -> dict[str, dict[str, lis
     some=st.lists(graphs(dags(7, 5)), min_size=10, max_size=10),
     budget=st.sampled_from([1, 30, 80, 10_000]),
     order=st.randoms(use_true_random=False),
-    store=st.booleans(),
+    memory_bytes=st.sampled_from([None, 0, 2**20]),
 )
 def test_a_batch_gives_what_single_runs_give(
-    tmp_path_factory: pytest.TempPathFactory, some: list[Graph], budget: int, order: Any, store: bool
+    tmp_path_factory: pytest.TempPathFactory,
+    some: list[Graph],
+    budget: int,
+    order: Any,
+    memory_bytes: int | None,
 ) -> None:
-    """Twenty times ten random graphs, admitted in random orders, into caches of different sizes."""
+    """Twenty times ten random graphs, admitted in random orders, into caches of different sizes; what they
+    share computed for each, kept in the cache, or kept in memory."""
     path = write_rows(tmp_path_factory.mktemp("rows") / "r.jsonl", [graph_data(graph) for graph in some])
     rows = list(items([path]))
     single = engine()
     expected = {row.id: ids_of(single.run(bundle_of(row, single.tokenizer), THREE)) for row in rows}
     order.shuffle(rows)
-    made = engine(kv=KVStore(0)) if store else engine()
+    made = engine() if memory_bytes is None else engine(kv=KVStore(memory_bytes))
     assert ids(by_id(made, rows, budget=budget)) == expected
 
 
