@@ -151,8 +151,7 @@ class Inputs:
             return cls((path,), SourceText.load(template), given_variables, allow_outside)
         if not inputs:
             raise InputError(Problem("there are no inputs", _GRAPHS))
-        files = tuple(chain.from_iterable(_found(str(given)) for given in inputs))
-        return cls(files, None, given_variables, allow_outside)
+        return cls(tuple(_all_found(inputs)), None, given_variables, allow_outside)
 
     def items(self) -> Iterator[Item]:
         """
@@ -221,6 +220,18 @@ def _writable(id: str) -> str:
 
 def _name(file: Path | SourceText) -> str:
     return str(file) if isinstance(file, Path) else STDIN if file.name == "<stdin>" else file.name
+
+
+def _all_found(inputs: Sequence[str | Path]) -> list[Path | SourceText]:
+    files, problems = list[Path | SourceText](), list[Problem]()
+    for given in inputs:
+        try:
+            files += _found(str(given))
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
+    return files
 
 
 def _found(given: str) -> Sequence[Path | SourceText]:

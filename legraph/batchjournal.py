@@ -16,14 +16,19 @@ import os
 from array import array
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from legraph.errors import InputError, Problem, RunError, count
 from legraph.marks import printable
 from legraph.parquetfile import SUFFIX as PARQUET_SUFFIX
 from legraph.parquetfile import check_parquet, write_parquet
 from legraph.wholefile import write_atomically
+
+if TYPE_CHECKING:
+    from legraph.batchinput import Inputs
+    from legraph.graph import Generate
 
 OUTPUT_SUFFIXES = (".jsonl", PARQUET_SUFFIX)
 _FORMAT = 1
@@ -70,6 +75,18 @@ def check_output(output: Path, header: Mapping[str, Any], restart: bool = False)
         return
     with part.open("rb") as file:
         _check_header(file.readline(), header, part)
+
+
+def input_header(inputs: Inputs, settings: Generate, model: str, dtype: str) -> dict[str, Any]:
+    """What of a run is known before the model is loaded, for the journal."""
+    return {
+        "inputs": inputs.digest(),
+        "variables": dict(inputs.variables),
+        "model": model,
+        "dtype": dtype,
+        **asdict(settings),
+        "stop": list(settings.stop),
+    }
 
 
 class Journal:

@@ -171,7 +171,7 @@ def run_to_file_on_ray(
             continue
         done[number] = 1
         journal.write(number, row)
-        progress.done += 1
+        progress.note(row)
         progress.tokens += counts["generated"]
         progress.prompt += counts["prompt"]
         progress.reused += counts["reused"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from legraph.errors import GraphError, KeyPath, Problem, Source, did_you_mean
-from legraph.marks import Span, printable
+from legraph.marks import Span, describe, printable
 from legraph.parse import ParsedFile, parse
 from legraph.source import SourceText, read_text_file, unique_keys
 
@@ -129,7 +129,8 @@ def row_problems(data: Any, place: Source) -> Iterator[Problem]:
             hint = did_you_mean(key, _KEYS)
             yield Problem(f"unknown key {key!r}", "'id' and 'graph'", hint, place)
     if not isinstance(row.get("id"), str) or not row["id"]:
-        yield Problem("the row has no 'id'", "a string that is not empty", source=place)
+        wrong = f"'id' is {describe(row['id'])}" if "id" in row else "the row has no 'id'"
+        yield Problem(wrong, "a string that is not empty", source=place)
     if not isinstance(row.get("graph"), dict):
         yield Problem("the row has no 'graph'", "a graph file as a JSON object", source=place)
 

@@ -268,6 +268,35 @@ def test_a_model_that_is_not_there_leaves_nothing_behind(fork: Path, tmp_path: P
     assert not list(tmp_path.glob("out*"))
 
 
+def test_what_is_wrong_with_the_output_is_said_without_torch(tmp_path: Path) -> None:
+    rows = write_rows(tmp_path / "r.jsonl", g=FORK_DATA)
+    (tmp_path / "out.jsonl").touch()
+    script = (
+        "import sys; from legraph.cli import main\n"
+        f"sys.argv = ['legraph', 'batch', {str(rows)!r}, '-o', {str(tmp_path / 'out.jsonl')!r}]\n"
+        "try: main()\n"
+        "except SystemExit as end: print(end.code, 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout == "2 False\n" and "is there already" in done.stderr
+
+
+def test_inputs_that_are_not_there_are_named_all_at_once(tmp_path: Path, six: Call) -> None:
+    done = six(tmp_path / "a.yaml", tmp_path / "b.yaml", "-o", tmp_path / "out.jsonl")
+    assert done.code == 2 and "a.yaml: no such file" in done.err and "b.yaml: no such file" in done.err
+
+
+def test_the_first_errors_are_shown(tmp_path: Path, six: Call) -> None:
+    rows = tmp_path / "r.jsonl"
+    rows.write_text("\n".join(f'{{"id": {i}, "graph": {{}}}}' for i in range(5)))
+    done = six(rows, "-o", tmp_path / "out.jsonl")
+    assert done.code == 1
+    first, *errors, more, again = done.err.splitlines()
+    assert first.startswith(f"{tmp_path / 'out.jsonl'}: 5 graphs, 5 failed, ")
+    assert errors == [f"  {rows}:{i}: 'id' is the number {i - 1}" for i in (1, 2, 3)]
+    assert more == "  ... and 2 more" and again.startswith("--retry-errors")
+
+
 # Killed and interrupted
 
 

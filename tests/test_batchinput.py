@@ -298,7 +298,7 @@ def test_broken_rows_are_items_with_their_error_and_place(tmp_path: Path) -> Non
         ("c", "! the row has no 'graph'"),
         ("d", "! graph.chunks[0].parents[0]: unknown parent 'x'"),
         ("e", "! unknown key 'grpah'"),
-        (f"{path}:6", "! the row has no 'id'"),
+        (f"{path}:6", "! 'id' is the number 7"),
         ("f", "Hello."),
         (f"{path}:8", "! is not UTF-8: byte 0xff at offset 8 of the line"),
         ("h", "Hello."),

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
-from legraph.batch import Progress, input_header, model_header, run_batch, run_to_file
+from legraph.batch import Progress, model_header, run_batch, run_to_file
 from legraph.batchinput import Inputs
-from legraph.batchjournal import Journal
+from legraph.batchjournal import Journal, input_header
 from legraph.engine import Engine
 from legraph.errors import InputError, ModelError, RunError
 from legraph.graph import Generate

@@ -103,11 +103,8 @@ def batch_command(
     as_json: JsonOption = False,
 ) -> None:
     """Run many graphs on a model, into a file. The same command goes on where an earlier one was ended."""
-    from legraph.batch import input_header, store_bytes
     from legraph.batchinput import Inputs
-    from legraph.batchjournal import Journal, check_output
-    from legraph.kvshow import parse_size
-    from legraph.raybatch import EngineOptions
+    from legraph.batchjournal import Journal, check_output, input_header
 
     check_model_options(dtype, attn)
     settings = run_settings(max_new_tokens, temperature, top_k, top_p, seed)
@@ -116,11 +113,16 @@ def batch_command(
     if kv is None and kv_bytes is not None:
         raise InputError(Problem("--kv-bytes is about a store, and there is none", "--kv DIR beside it"))
     pool = pool_of(ray, ray_actors, gpus_per_actor)
-    # What is wrong with the input is said before a model is loaded.
+    # What is wrong with the input is said before torch and a model are loaded.
     found = Inputs.find(inputs or (), template, table, *reading_of(var, vars_file, allow_outside))
     header = input_header(found, settings, model or "recall", dtype)
     check_output(Path(output), header, restart)
     total = found.num_graphs()
+
+    from legraph.batch import store_bytes
+    from legraph.kvshow import parse_size
+    from legraph.raybatch import EngineOptions
+
     options = {
         "model": model,
         "tokenizer": tokenizer,
@@ -152,7 +154,7 @@ def batch_command(
     if as_json:
         print(json.dumps({"output": output} | _totals(done)))
     else:
-        print(f"{output}: {_said(done)}", file=sys.stderr)
+        print("\n".join([f"{output}: {_said(done)}", *_errors_of(done)]), file=sys.stderr)
     if done.failed:
         raise typer.Exit(1)
 
@@ -195,8 +197,15 @@ def _said(done: Progress) -> str:
     notes = [f"{done.failed:,} failed"] if done.failed else []
     notes += [f"{done.skipped:,} done before"] if done.skipped else []
     notes.append(f"{count(done.tokens, 'token')} in {done.seconds:.1f} s")
-    again = "; --retry-errors runs those that failed again" if done.failed else ""
-    return f"{count(done.graphs, 'graph')}, {', '.join(notes)}{again}"
+    return f"{count(done.graphs, 'graph')}, {', '.join(notes)}"
+
+
+def _errors_of(done: Progress) -> list[str]:
+    if not done.failed:
+        return []
+    more = done.failed - len(done.errors)
+    lines = [f"  {error}" for error in done.errors] + ([f"  ... and {more:,} more"] if more else [])
+    return [*lines, "--retry-errors runs them again, with the same inputs"]
 
 
 @contextmanager
