@@ -31,7 +31,7 @@ from legraph.seen import SeenIntervals
 NAME = "legraph_flat_attention"
 # Where less than this share of the slots between the first and the last seen one is seen, the seen ones are
 # copied out first.
-_DENSE_ENOUGH = 0.5
+DENSE_ENOUGH = 0.5
 # A call of its own costs about as much as so many pairs of a query and a key, in a small model.
 _PAIRS_PER_CALL = 4096
 # A part's own mask has no more entries than this.
@@ -187,7 +187,7 @@ class RowMask(torch.Tensor):
 def _seen(rows_TS: torch.Tensor) -> slice | torch.Tensor:
     slots = rows_TS.any(0).nonzero()[:, 0]
     first, last = int(slots[0]), int(slots[-1])
-    return slice(first, last + 1) if len(slots) > _DENSE_ENOUGH * (last + 1 - first) else slots
+    return slice(first, last + 1) if len(slots) > DENSE_ENOUGH * (last + 1 - first) else slots
 
 
 def row_groups(rows_TS: torch.Tensor) -> RowGroups | None:

@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import torch
 
+from legraph.flatattention import DENSE_ENOUGH
 from legraph.forward import Forward
 from legraph.keys import chunk_key, model_fingerprint
 from legraph.kvdisk import ChunkKV
@@ -22,9 +23,6 @@ from legraph.mask import Int64Array
 from legraph.model import use_attention
 from legraph.rotary import KeyShift, find_shift
 from legraph.slots import Extent, Residents
-
-# Of the slots between the first and the last, this share must be used.
-_DENSE_ENOUGH = 0.5
 
 Origin = Literal["device", "memory", "disk", "computed", "unused"]
 
@@ -123,7 +121,7 @@ class Reuse:
         if not extents or self.forward.model.device.type == "cuda":
             return True
         stretch = max(extent.end for extent in extents) - min(extent.start for extent in extents)
-        return sum(map(len, extents)) >= _DENSE_ENOUGH * stretch
+        return sum(map(len, extents)) >= DENSE_ENOUGH * stretch
 
     @torch.inference_mode()
     def fill(self, hit: Hit, extent: Extent, start: int) -> None:

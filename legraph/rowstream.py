@@ -14,7 +14,7 @@ from legraph.parquetfile import SUFFIX as PARQUET_SUFFIX
 from legraph.parquetfile import num_parquet_rows, parquet_rows
 from legraph.reads import note_file
 from legraph.rows import json_of_line
-from legraph.source import MAX_FILE_BYTES
+from legraph.source import MAX_FILE_BYTES, reading
 
 JSONL_SUFFIX, CSV_SUFFIX = ".jsonl", ".csv"
 ROW_SUFFIXES = (JSONL_SUFFIX, CSV_SUFFIX, PARQUET_SUFFIX)
@@ -63,17 +63,8 @@ def opened(path: Path) -> Any:
     Raises:
         GraphError: it cannot be opened.
     """
-    shown = printable(str(path))
-    try:
+    with reading(printable(str(path))):
         return path.open("rb")
-    except FileNotFoundError:
-        raise GraphError(f"{shown}: no such file") from None
-    except IsADirectoryError:
-        raise GraphError(f"{shown}: is a folder, not a file") from None
-    except OSError as error:
-        raise GraphError(f"{shown}: cannot be read: {error.strerror}") from None
-    except ValueError:  # a NUL in the name
-        raise GraphError(f"{shown}: cannot be a file's name") from None
 
 
 def _jsonl(path: Path) -> Iterator[StreamedRow]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -108,9 +110,16 @@ def read_text_file(path: Path, shown: str) -> str:
     """
     shown = printable(shown)
     note_file(path)
+    with reading(shown), path.open("rb") as file:
+        raw = file.read(MAX_FILE_BYTES + 1)
+    return decode(raw, shown)
+
+
+@contextmanager
+def reading(shown: str) -> Generator[None, None, None]:
+    """Turns what goes wrong with a file into a `GraphError` that names it."""
     try:
-        with path.open("rb") as file:
-            raw = file.read(MAX_FILE_BYTES + 1)
+        yield
     except FileNotFoundError:
         raise GraphError(f"{shown}: no such file") from None
     except IsADirectoryError:
@@ -119,7 +128,6 @@ def read_text_file(path: Path, shown: str) -> str:
         raise GraphError(f"{shown}: cannot be read: {error.strerror}") from None
     except ValueError:  # a NUL in the name
         raise GraphError(f"{shown}: cannot be a file's name") from None
-    return decode(raw, shown)
 
 
 def decode(raw: bytes, shown: str) -> str:

@@ -203,8 +203,9 @@ def _said(done: Progress) -> str:
 def _errors_of(done: Progress) -> list[str]:
     if not done.failed:
         return []
-    more = done.failed - len(done.errors)
-    lines = [f"  {error}" for error in done.errors] + ([f"  ... and {more:,} more"] if more else [])
+    lines, more = [f"  {error}" for error in done.errors], done.failed - len(done.errors)
+    if lines and more:
+        lines.append(f"  ... and {more:,} more")
     return [*lines, "--retry-errors runs them again, with the same inputs"]
 
 
